@@ -1,0 +1,1 @@
+"""Verifiers: programs that can tell a right answer from a wrong one."""

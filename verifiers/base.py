@@ -1,0 +1,146 @@
+"""What a verifier is: `Sample` in, `Verdict` out.
+
+A verifier answers one question: is this completion right? It has three answers, because a verifier can fail:
+`correct`, `wrong`, and `indeterminate` (it timed out, crashed, or the ground truth cannot be read). An
+indeterminate verdict is never a 0: the sample leaves the loss, and is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pydantic
+
+from verifiers.errors import GroundTruthError, VerifierOptionError
+
+
+class Outcome(enum.StrEnum):
+    """The three answers of a verifier."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    INDETERMINATE = "indeterminate"
+    """The verifier failed or timed out, or the ground truth cannot be read. Not evidence against the completion."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One completion to judge, with what its row says about it."""
+
+    completion: str
+    """The model's text after the prompt, special tokens removed."""
+    ground_truth: Any
+    """The row's `ground_truth` for this verifier: whatever JSON the verifier documents."""
+    prompt: str = ""
+    """Text of the last user turn."""
+    completion_tokens: int | None = None
+    """Length of the completion in tokens, where a tokenizer was at hand."""
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Other columns of the row (JSON values), for verifiers that need more than the ground truth."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A verifier's answer.
+
+    >>> Verdict.correct("42 == 42").score, Verdict.wrong("41 != 42").score
+    (1.0, 0.0)
+    >>> Verdict.from_score(0.5, "1 of 2 constraints hold").outcome
+    <Outcome.WRONG: 'wrong'>
+    """
+
+    outcome: Outcome
+    score: float
+    """In [0, 1]. Binary unless the verifier's options ask for partial credit; 0.0 and meaningless when indeterminate."""
+    detail: str = ""
+    """Why, in one short line that a person reads in the samples file."""
+    seconds: float = 0.0
+    """Wall-clock time the verdict took."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.score) and 0.0 <= self.score <= 1.0):
+            raise ValueError(f"a verdict's score must lie in [0, 1]; got {self.score!r} ({self.detail!r})")
+
+    @classmethod
+    def correct(cls, detail: str = "") -> Verdict:
+        return cls(outcome=Outcome.CORRECT, score=1.0, detail=detail)
+
+    @classmethod
+    def wrong(cls, detail: str = "", score: float = 0.0) -> Verdict:
+        """`score` above 0 is partial credit: the completion is still wrong."""
+        return cls(outcome=Outcome.WRONG, score=score, detail=detail)
+
+    @classmethod
+    def indeterminate(cls, detail: str) -> Verdict:
+        return cls(outcome=Outcome.INDETERMINATE, score=0.0, detail=detail)
+
+    @classmethod
+    def from_score(cls, score: float, detail: str = "") -> Verdict:
+        """Correct when `score` is 1, else wrong with partial credit."""
+        return cls(outcome=Outcome.CORRECT if score == 1.0 else Outcome.WRONG, score=score, detail=detail)
+
+
+class Verifier:
+    """Base class of every verifier. Subclass it, give it a `Config` if it has options, and register it.
+
+    Instances are built once per worker process from (name, options) and then judge many samples, so keep
+    expensive set-up in `__init__` and no state between samples.
+    """
+
+    class Config(pydantic.BaseModel):
+        """Options of the verifier, with their defaults. Unknown options are refused."""
+
+        model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    cannot_hang: ClassVar[bool] = False
+    """True only when `verify` is bounded-time pure Python on any input: it then runs in the caller's process."""
+    timeout_seconds: ClassVar[float | None] = None
+    """Wall-clock limit of one verdict; None takes the pool's."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config: Any = config if config is not None else type(self).Config()
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None = None) -> Verifier:
+        """Build from plain options, as a recipe spells them.
+
+        Raises VerifierOptionError naming every unknown or ill-typed option.
+        """
+        try:
+            config = cls.Config.model_validate_json(json.dumps(dict(options or {})))
+        except pydantic.ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']} (got {e.get('input')!r})" for e in error.errors()
+            )
+            known = ", ".join(cls.Config.model_fields) or "none"
+            raise VerifierOptionError(f"{cls.__name__}: {problems}. Its options are: {known}.") from error
+        return cls(config)
+
+    def verify(self, sample: Sample) -> Verdict:
+        """Judge one completion. May raise: the pool turns an exception into an indeterminate verdict."""
+        raise NotImplementedError
+
+    def check_ground_truth(self, ground_truth: Any) -> None:
+        """Raise GroundTruthError when this ground truth cannot be read. Called on every row before a run starts."""
+
+    def gold_completion(self, ground_truth: Any) -> str | None:
+        """A completion that must be judged correct for this ground truth, or None where none can be written."""
+        return None
+
+
+def require_text(ground_truth: Any, *, verifier: str) -> str:
+    """The ground truth as a non-blank string.
+
+    >>> require_text("42", verifier="gsm8k")
+    '42'
+    """
+    if not isinstance(ground_truth, str) or not ground_truth.strip():
+        raise GroundTruthError(
+            f"verifier {verifier!r} needs a non-empty string as ground truth; got {ground_truth!r}. Fix the row or remove it."
+        )
+    return ground_truth
