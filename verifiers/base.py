@@ -106,24 +106,38 @@ class Verifier:
         self.config: Any = config if config is not None else type(self).Config()
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any] | None = None) -> Verifier:
-        """Build from plain options, as a recipe spells them.
+    def parse_options(cls, options: Mapping[str, Any] | None = None) -> Config:
+        """Read plain options, as a recipe spells them, without building the verifier.
 
         Raises VerifierOptionError naming every unknown or ill-typed option.
         """
         try:
-            config = cls.Config.model_validate_json(json.dumps(dict(options or {})))
+            return cls.Config.model_validate_json(json.dumps(dict(options or {})))
+        except TypeError as error:
+            raise VerifierOptionError(f"{cls.__name__}: options must be JSON values ({error}); got {options!r}.") from error
         except pydantic.ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']} (got {e.get('input')!r})" for e in error.errors()
             )
             known = ", ".join(cls.Config.model_fields) or "none"
             raise VerifierOptionError(f"{cls.__name__}: {problems}. Its options are: {known}.") from error
-        return cls(config)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None = None) -> Verifier:
+        """Build from plain options; raises VerifierOptionError as `parse_options` does."""
+        return cls(cls.parse_options(options))
 
     def verify(self, sample: Sample) -> Verdict:
         """Judge one completion. May raise: the pool turns an exception into an indeterminate verdict."""
         raise NotImplementedError
+
+    def verify_fast(self, sample: Sample) -> Verdict | None:
+        """The verdict where bounded-time pure Python can tell it, None where `verify` must be asked.
+
+        The pool may call this in the caller's process and send only undecided samples to a worker. It must agree with
+        `verify` on every sample that it decides.
+        """
+        return None
 
     def check_ground_truth(self, ground_truth: Any) -> None:
         """Raise GroundTruthError when this ground truth cannot be read. Called on every row before a run starts."""
