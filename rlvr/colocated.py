@@ -1,0 +1,174 @@
+"""The sampler of each rank: a vLLM engine in the learner's own process.
+
+Requests go in one by one, each with its own seed, and come out as they finish, so that verdicts start while
+others are still being sampled. Weights come from the learner (`rlvr.weight_sync`); the engine starts with dummies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from rlvr.config import Config
+
+CPU_KV_CACHE_MIB = 512
+CPU_BATCHED_TOKENS = 8192
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One completion to sample."""
+
+    token_ids: Sequence[int]
+    """The prompt."""
+    seed: int
+    """Of this request's own generator."""
+    temperature: float
+    """0 is greedy."""
+    max_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """What vLLM gave back for one request."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Nats, under the distribution that was sampled."""
+    stopped: bool
+    """True when the last token is an end token."""
+
+
+def prepare_environment() -> None:
+    """Set what vLLM reads from the environment at import. Call it before anything imports vllm."""
+    settings = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks on one machine would be bound to the same core
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+class Sampler:
+    """A vLLM engine. `load_weights` must be called before the first `generate`."""
+
+    def __init__(self, config: Config, *, stop_token_ids: Sequence[int], max_model_len: int) -> None:
+        from vllm import LLM
+
+        self.stop_token_ids = list(stop_token_ids)
+        self.policy_version = -1
+        """Weight updates received, less one: 0 after the first."""
+        self._request_count = 0
+        self._llm = LLM(
+            model=config.model.path,
+            skip_tokenizer_init=True,
+            load_format="dummy",
+            dtype=config.model.dtype,
+            seed=config.seed,
+            max_model_len=max_model_len,
+            max_num_seqs=config.sampler.max_num_seqs,
+            enforce_eager=config.sampler.enforce_eager,
+            enable_prefix_caching=config.sampler.prefix_caching,
+            logprobs_mode="processed_logprobs",  # of the distribution that is sampled, not of the raw logits
+            disable_log_stats=True,
+            **_memory(config, max_model_len),
+        )
+
+    def generate(self, requests: Sequence[Request], on_finish: Callable[[int, Sampled], None]) -> None:
+        """Sample every request; `on_finish(index, sampled)` is called as each one ends, in any order."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._llm.llm_engine
+        for index, request in enumerate(requests):
+            params = SamplingParams(
+                temperature=request.temperature,
+                seed=request.seed,
+                max_tokens=request.max_tokens,
+                stop_token_ids=self.stop_token_ids,
+                logprobs=0,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            engine.add_request(f"{self._request_count}-{index}", {"prompt_token_ids": list(request.token_ids)}, params)
+        self._request_count += 1
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    on_finish(int(output.request_id.rpartition("-")[2]), self._sampled(output.outputs[0]))
+
+    def _sampled(self, output: Any) -> Sampled:
+        token_ids = tuple(output.token_ids)
+        logprobs = tuple(step[token].logprob for token, step in zip(token_ids, output.logprobs, strict=True))
+        return Sampled(token_ids=token_ids, logprobs=logprobs, stopped=output.finish_reason == "stop")
+
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability (temperature 1) of every token but the first of each sequence, in nats."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        prompts: Any = [{"prompt_token_ids": list(s)} for s in sequences]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        return [
+            [step[token].logprob for token, step in zip(s[1:], output.prompt_logprobs[1:], strict=True)]
+            for s, output in zip(sequences, outputs, strict=True)
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace the weights and forget every cached prefix: its keys and values came from the old ones."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self._llm.apply_model(_repack_tied_head)
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: requests are still running during a weight update")
+        self.policy_version += 1
+
+    def model(self) -> torch.nn.Module:
+        """vLLM's model, for the proof of sync."""
+        return self._llm.apply_model(lambda model: model)[0]
+
+    def sleep(self) -> None:
+        """Free the GPU memory of weights and KV cache. Does nothing on a CPU."""
+
+    def wake(self) -> None:
+        """Take the memory back; weights must be loaded again."""
+
+    def close(self) -> None:
+        """Shut the engine down."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def _repack_tied_head(model: torch.nn.Module) -> None:
+    """Give a tied output head the new weights.
+
+    On the CPU, vLLM 0.32 multiplies by packed copies. A tied head is a layer of its own that shares the embedding's
+    weight but keeps its own copy, and a reload packs only the embedding: the head would stay the old one.
+    """
+    if torch.cuda.is_available() or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    head = model.get_submodule("lm_head")
+    head.quant_method.process_weights_after_loading(head)
+
+
+def _memory(config: Config, max_model_len: int) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if config.sampler.block_size is not None:
+        options["block_size"] = config.sampler.block_size
+    if torch.cuda.is_available():
+        options["gpu_memory_utilization"] = config.sampler.gpu_memory_utilization
+        options["enable_sleep_mode"] = config.sampler.sleep
+        if config.sampler.kv_cache_mib is not None:
+            options["kv_cache_memory_bytes"] = config.sampler.kv_cache_mib * 2**20
+    else:
+        options["kv_cache_memory_bytes"] = (config.sampler.kv_cache_mib or CPU_KV_CACHE_MIB) * 2**20
+        # vLLM 0.32 rewinds the generator of a seeded request whose prefill was cut in two, which a CPU generator
+        # cannot do ("CPU Generator does not use offset"): so prefills are never cut
+        options["enable_chunked_prefill"] = False
+        options["max_num_batched_tokens"] = max(max_model_len, CPU_BATCHED_TOKENS)
+    return options

@@ -1,0 +1,232 @@
+"""The recipe: every option of a run, with Tülu 3's value as default where Tülu 3 has one.
+
+A recipe is TOML. `extends = "base.toml"` starts from another one; `a.b=value` on the command line overrides in
+the same spelling. This module imports no torch, so that a recipe is checked in a blink (`rlvr.recipe` reads it).
+Tülu 3 values are from arXiv 2411.15124v5, Table 21 and section 6.2 (8B column).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    path: str
+    """Folder or Hub id of a Hugging Face causal language model."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_checkpointing: bool = False
+    chat_template: str | None = None
+    """Name of a shipped template (`tulu`), or None for the tokenizer's own."""
+
+
+class Source(Section):
+    path: str
+    """JSONL or Parquet file, folder written by `datasets`, or Hub id."""
+    split: str = "train"
+    """Split of a Hub dataset; a local file is one split."""
+    count: Positive | None = None
+    """Take only the first so many rows."""
+    remap: dict[str, str] = {}
+    """Other verifier names for values of the `dataset` column, e.g. `{ifeval = "tulu3_ifeval"}`."""
+
+
+def _sources(value: Any) -> Any:
+    """`"a.jsonl"` and `["a.jsonl", {path = "b.jsonl"}]` are short for a list of tables."""
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+Sources = Annotated[list[Source], pydantic.BeforeValidator(_sources)]
+
+
+class Data(Section):
+    train: Sources
+    eval: Sources = []
+    """Held-out rows; reported by verifier."""
+    max_prompt_tokens: Positive = 2048
+    """Longer prompts are dropped, counted and reported, never cut."""
+
+
+class Rollout(Section):
+    prompts_per_step: Positive
+    """Prompts of one step, over all ranks."""
+    samples_per_prompt: Positive = 1
+    max_tokens: Positive = 2048
+    """Longest completion, in tokens. One that reaches it has no EOS."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+
+
+class Sampler(Section):
+    """vLLM engine of each rank."""
+
+    kv_cache_mib: Positive | None = None
+    """Bytes for the KV cache on a CPU machine; None there takes 512."""
+    gpu_memory_utilization: Fraction = 0.5
+    max_num_seqs: Positive = 256
+    enforce_eager: bool = False
+    prefix_caching: bool = True
+    block_size: Positive | None = None
+    sleep: bool = True
+    """On a GPU, free the sampler's weights and KV cache while the learner works."""
+
+
+class Reward(Section):
+    verification_reward: float = 10.0
+    no_eos_score: float | None = -10.0
+    """Replaces the score of a completion without EOS (Tülu 3.1: 0.0); None leaves the verifier's."""
+    max_indeterminate_share: Fraction = 0.05
+    """The run stops when more of one step's verdicts than this are indeterminate."""
+
+
+class Verification(Section):
+    workers: Positive = 1
+    """Worker processes of each rank."""
+    timeout_seconds: Annotated[float, Field(gt=0.0)] = 10.0
+    memory_mib: Positive = 2048
+    options: dict[str, dict[str, Any]] = {}
+    """Options by verifier name."""
+    remap: dict[str, str] = {}
+    """Judge training rows of one verifier by another, e.g. a control run with a random reward. Evaluation keeps the rows' own."""
+
+
+class Algorithm(Section):
+    gamma: Fraction = 1.0
+    gae_lambda: Fraction = 0.95
+    whiten_advantages: bool = True
+    kl_coefficient: NonNegative = 0.05
+    """Beta. 0 leaves the reference model out."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_placement: Literal["reward", "loss"] = "reward"
+    clip_ratio: Annotated[float, Field(gt=0.0)] = 0.2
+    value_clip: Annotated[float, Field(gt=0.0)] = 0.2
+    value_coefficient: NonNegative = 0.1
+    epochs: Positive = 4
+    minibatches: Positive = 1
+    old_logprobs: Literal["learner", "sampler"] = "learner"
+    """Denominator of the ratio: recomputed by the learner before the first epoch, or the sampler's own with truncated importance sampling."""
+    importance_cap: Annotated[float, Field(gt=0.0)] | None = None
+    """Cap of the truncated importance weight learner/sampler (Olmo 3: 2.0); None leaves the weight out."""
+
+
+class Optimizer(Section):
+    learning_rate: Annotated[float, Field(ge=0.0)] = 3e-7
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    warmup_ratio: Fraction = 0.0
+    weight_decay: NonNegative = 0.01
+    """torch's AdamW default, which Tülu 3's code left in place (facts of the released learner)."""
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
+    max_gradient_norm: Annotated[float, Field(gt=0.0)] = 1.0
+
+
+class Critic(Section):
+    init: str = "policy"
+    """`policy`, `scratch`, or the folder of a reward model (a sequence classifier with one label)."""
+    optimizer: Optimizer = Optimizer()
+
+
+class Learner(Section):
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    max_tokens_per_micro_batch: Positive = 8192
+    """Real tokens of one packed row; samples are never cut, and there is no padding."""
+    logits_chunk_tokens: Positive = 1024
+    """The head is computed for so many tokens at a time, so that [T, V] is never held."""
+
+
+class Training(Section):
+    steps: Positive
+    evaluate_every: Positive | None = None
+    """Evaluate every so many steps, beside before the first and after the last."""
+    checkpoint_every: Positive | None = None
+    keep_checkpoints: Positive = 2
+
+
+class Evaluation(Section):
+    samples_per_prompt: Positive = 4
+    """Samples at the rollout's temperature, for pass@1 (their mean) and pass@k, beside one greedy completion."""
+    enabled: bool = True
+
+
+class Proof(Section):
+    """How closely the sampler must follow the learner. Tolerances are nats of log-probability per token."""
+
+    tolerance: Annotated[float, Field(gt=0.0)] | None = None
+    """Largest mean absolute difference; None takes 1e-4 for float32 and 0.05 for bfloat16."""
+    canaries: Positive = 4
+    """Sequences compared after each weight update."""
+
+
+class Log(Section):
+    samples_per_step: Annotated[int, Field(ge=0)] = 4
+    """Groups of which the best and the worst completion are written to samples/."""
+    tensorboard: bool = True
+
+
+class Config(Section):
+    """One run."""
+
+    run_dir: str
+    seed: int = 3
+    plugins: list[str] = []
+    """Python files that register verifiers."""
+    model: Model
+    data: Data
+    rollout: Rollout
+    sampler: Sampler = Sampler()
+    reward: Reward = Reward()
+    verification: Verification = Verification()
+    algorithm: Algorithm = Algorithm()
+    optimizer: Optimizer = Optimizer()
+    critic: Critic = Critic()
+    learner: Learner = Learner()
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    proof: Proof = Proof()
+    log: Log = Log()
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Config:
+        problems = list(contradictions(self))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def contradictions(config: Config) -> list[str]:
+    """Options that exclude each other, or that would do nothing in this run."""
+    problems = []
+    samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+    if config.algorithm.minibatches > samples:
+        problems.append(
+            f"algorithm.minibatches={config.algorithm.minibatches} is more than the {samples} samples of a step "
+            "(rollout.prompts_per_step x rollout.samples_per_prompt): lower it"
+        )
+    if config.algorithm.old_logprobs == "sampler" and config.algorithm.importance_cap is None:
+        problems.append(
+            "algorithm.old_logprobs='sampler' needs algorithm.importance_cap (2.0 is customary), "
+            "the truncation of learner/sampler importance weights"
+        )
+    if config.algorithm.kl_coefficient == 0.0 and "kl_estimator" in config.algorithm.model_fields_set:
+        problems.append(
+            f"algorithm.kl_estimator={config.algorithm.kl_estimator!r} does nothing with kl_coefficient=0: remove one"
+        )
+    if config.model.dtype == "bfloat16" and config.learner.zero_stage == 0:
+        problems.append(
+            "model.dtype='bfloat16' with learner.zero_stage=0 takes DeepSpeed's FP16_UnfusedOptimizer, whose first Adam "
+            "steps are wrong (bias correction): use learner.zero_stage=1, or float32"
+        )
+    if config.data.eval == [] and config.training.evaluate_every is not None:
+        problems.append(f"training.evaluate_every={config.training.evaluate_every} does nothing without data.eval rows")
+    return problems

@@ -1,0 +1,182 @@
+"""Policy and value models: a Hugging Face transformer, read at completion tokens only.
+
+Each forward takes a `PackedRow`. The head is computed in chunks of tokens, so that the logits `[T, V]` of a row are
+never held at once; in backward a chunk's logits are computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from rlvr.errors import ConfigError
+from rlvr.packing import ATTENTION_NAME
+from rlvr.records import PackedRow
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class PolicyModel(nn.Module):
+    """A causal language model that answers with log-probabilities."""
+
+    def __init__(self, transformer: PreTrainedModel, *, logits_chunk_tokens: int) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.logits_chunk_tokens = logits_chunk_tokens
+
+    def forward(self, row: PackedRow, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of each completion token, and the entropy of the distribution it was drawn from.
+
+        Returns:
+            float32 [N] and float32 [N], nats, at the given temperature. The entropy carries no gradient.
+        """
+        hidden = _hidden(self.transformer, row)
+        head = self.transformer.get_output_embeddings()
+        softcap = getattr(self.transformer.config, "final_logit_softcapping", None)
+        logprobs, entropies = [], []
+        chunks = list(zip(hidden.split(self.logits_chunk_tokens), row.targets.split(self.logits_chunk_tokens), strict=True))
+        for part, targets in chunks:
+            if len(chunks) == 1 or not torch.is_grad_enabled():
+                logprob, entropy = _read_logits(part, head, targets, temperature, softcap)
+            else:
+                logprob, entropy = checkpoint(
+                    _read_logits, part, head, targets, temperature, softcap, use_reentrant=False
+                )
+            logprobs.append(logprob)
+            entropies.append(entropy)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+
+class ValueModel(nn.Module):
+    """A sequence classifier with one label, read at every completion token: the critic, or a reward model."""
+
+    def __init__(self, transformer: PreTrainedModel) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, row: PackedRow) -> torch.Tensor:
+        """Value of the state before each completion token: float32 [N], in units of reward."""
+        return self.transformer.score(_hidden(self.transformer, row)).squeeze(-1).float()
+
+
+def _hidden(transformer: PreTrainedModel, row: PackedRow) -> torch.Tensor:
+    """Last hidden states at `row.read_at`: [N, hidden size]."""
+    backbone = transformer.base_model
+    output = backbone(
+        input_ids=row.input_ids,
+        position_ids=row.position_ids,
+        use_cache=False,
+        **_sequence_boundaries(transformer, row),
+    )
+    return output.last_hidden_state[0, row.read_at]
+
+
+def _sequence_boundaries(transformer: PreTrainedModel, row: PackedRow) -> dict[str, Any]:
+    """The keyword arguments by which the model's attention learns where sequences end."""
+    if transformer.config._attn_implementation == ATTENTION_NAME:
+        return {"sequence_lengths": row.lengths}
+    ends = torch.tensor([0, *row.lengths], device=row.input_ids.device).cumsum(0, dtype=torch.int32)
+    longest = max(row.lengths)
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def _read_logits(
+    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, temperature: float, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = head(hidden).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits / temperature
+    normalizer = torch.logsumexp(logits, dim=-1)
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
+    with torch.no_grad():
+        entropy = normalizer - (torch.softmax(logits, dim=-1) * logits).sum(-1)
+    return logprobs, entropy
+
+
+def load_policy(path: str, *, dtype: str, gradient_checkpointing: bool, logits_chunk_tokens: int) -> PolicyModel:
+    """Load a causal language model with packed attention and without dropout.
+
+    Raises ConfigError when there is no such model.
+    """
+    transformer = _load(AutoModelForCausalLM, path, dtype)
+    if gradient_checkpointing:
+        transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    return PolicyModel(transformer, logits_chunk_tokens=logits_chunk_tokens)
+
+
+def load_critic(
+    init: str, policy_path: str, *, dtype: str, gradient_checkpointing: bool, generator: torch.Generator
+) -> ValueModel:
+    """Make the critic: `policy` (its transformer, new head), `scratch`, or a reward model's folder.
+
+    A new head is drawn from N(0, 1/(d+1)), variance 1/(d+1) (Tülu 3's reward models, arXiv 2411.15124 Table 36).
+    """
+    config = AutoConfig.from_pretrained(policy_path if init in ("policy", "scratch") else init)
+    if init == "scratch":
+        config.num_labels = 1
+        transformer = AutoModelForSequenceClassification.from_config(
+            config, dtype=DTYPES[dtype], attn_implementation=attention_name()
+        )
+        _without_dropout(transformer)
+    else:
+        with _quiet_new_head():
+            transformer = _load(
+                AutoModelForSequenceClassification, policy_path if init == "policy" else init, dtype, num_labels=1
+            )
+    if init in ("policy", "scratch"):
+        width = transformer.score.weight.shape[1]
+        fresh = torch.randn(transformer.score.weight.shape, generator=generator) / (width + 1) ** 0.5
+        transformer.score.weight.data.copy_(fresh)
+    if gradient_checkpointing:
+        transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    return ValueModel(transformer)
+
+
+def attention_name() -> str:
+    """flash-attn's variable-length kernels where they are installed, else packed scaled-dot-product attention."""
+    if torch.cuda.is_available():
+        with contextlib.suppress(ImportError):
+            import flash_attn  # noqa: F401
+
+            return "flash_attention_2"
+    return ATTENTION_NAME
+
+
+def _load(auto_class: Any, path: str, dtype: str, **extra: Any) -> PreTrainedModel:
+    try:
+        model = auto_class.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation=attention_name(), **extra)
+    except OSError as error:
+        kind = "folder without a model" if pathlib.Path(path).exists() else "no such folder or Hub model"
+        raise ConfigError(f"cannot load the model {path!r}: {kind} ({error}). Check model.path.") from error
+    _without_dropout(model)
+    return model
+
+
+def _without_dropout(model: PreTrainedModel) -> None:
+    """Dropout makes old and new log-probabilities differ for no reason (arXiv 2411.15124, section 6.2, item 2)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def _quiet_new_head() -> Iterator[None]:
+    """`transformers` warns that `score.weight` is new, which is what we ask for."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,163 @@
+"""Read a recipe: TOML, `extends`, `a.b=value` overrides, and one message with every mistake in it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pathlib
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pydantic
+
+from rlvr.config import Config
+from rlvr.errors import ConfigError
+
+Section = typing.TypeVar("Section", bound=pydantic.BaseModel)
+
+
+def load(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, merge and validate a training recipe. Raises ConfigError that lists every mistake."""
+    return load_as(Config, path, overrides)
+
+
+def load_as(schema: type[Section], path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Section:
+    """Like `load`, for another schema (the stages of `sft_dpo`)."""
+    table = read_toml(pathlib.Path(path))
+    for override in overrides:
+        apply_override(table, override)
+    return validate(schema, table, str(path))
+
+
+def read_toml(path: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> dict[str, Any]:
+    """The recipe's table, laid over the one it `extends` (a path relative to the recipe)."""
+    if path.resolve() in seen:
+        chain = " -> ".join(str(p) for p in (*seen, path.resolve()))
+        raise ConfigError(f"recipes extend each other in a circle: {chain}. Remove one `extends`.")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"no recipe at {path}.{hint}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; give the path of a .toml recipe in it.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Correct it there.") from error
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends must be the path of a recipe, relative to this one; got {base!r}")
+    return merge(read_toml(path.parent / base, (*seen, path.resolve())), table)
+
+
+def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, table by table; lists and values are replaced whole.
+
+    >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
+    {'a': {'x': 1, 'y': 3}}
+    """
+    merged = dict(base)
+    for key, value in top.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def apply_override(table: dict[str, Any], override: str) -> None:
+    """Apply one `a.b=value`. The value is read as TOML; what is not TOML is taken as a string.
+
+    >>> table = {"rollout": {"temperature": 1.0}}
+    >>> apply_override(table, "rollout.temperature=0.7"); apply_override(table, "model.path=Qwen/Qwen2.5-0.5B")
+    >>> table
+    {'rollout': {'temperature': 0.7}, 'model': {'path': 'Qwen/Qwen2.5-0.5B'}}
+    """
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"an override is spelt section.option=value; got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    node: Any = table
+    for key in keys[:-1]:
+        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            node = node[int(key)]
+            continue
+        if not isinstance(node, dict):
+            raise ConfigError(f"{override!r}: {key!r} is not a table or a list position in the recipe")
+        node = node.setdefault(key, {})
+    if not isinstance(node, dict):
+        raise ConfigError(f"{override!r}: {'.'.join(keys[:-1])} is {node!r}, not a table")
+    node[keys[-1]] = value
+
+
+def validate(schema: type[Section], table: dict[str, Any], source: str) -> Section:
+    """Validate strictly, as JSON. Raises ConfigError with all mistakes, each with the nearest valid key."""
+    try:
+        return schema.model_validate_json(json.dumps(table, default=str))
+    except pydantic.ValidationError as error:
+        known = dict(options(schema))
+        lines = [f"  {line}" for line in (_explain(e, known) for e in error.errors())]
+        count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        raise ConfigError(f"{source}: {count} in the recipe\n" + "\n".join(lines)) from None
+
+
+def _explain(error: Any, known: dict[str, str]) -> str:
+    """One line for one pydantic error: where, what, the value seen, and the nearest valid key."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: no such option (value {error['input']!r}). {nearest(where, known)}"
+    if error["type"] == "missing":
+        return f"{where}: missing, and it has no default. Add it to the recipe or give {where}=... on the command line."
+    message = error["msg"].removeprefix("Value error, ")
+    if not where:
+        return message.replace("; ", "\n  ")
+    return f"{where}: {message} (got {error['input']!r})"
+
+
+def nearest(where: str, known: dict[str, str]) -> str:
+    """The likeliest meaning of an unknown key: same leaf elsewhere, or a near spelling.
+
+    >>> nearest("rollout.temprature", {"rollout.temperature": "float", "seed": "int"})
+    'Did you mean rollout.temperature?'
+    >>> nearest("learning_rate", {"optimizer.learning_rate": "float"})
+    'Did you mean optimizer.learning_rate?'
+    """
+    leaf = where.rsplit(".", 1)[-1]
+    same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
+    near = same_leaf or difflib.get_close_matches(where, known, n=1, cutoff=0.6)
+    if not near:
+        leaves = {name.rsplit(".", 1)[-1]: name for name in known}
+        near = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
+    if near:
+        return f"Did you mean {' or '.join(near[:3])}?"
+    siblings = [name for name in known if name.rpartition(".")[0] == where.rpartition(".")[0]]
+    return f"Valid here: {', '.join(siblings)}."
+
+
+def options(schema: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every dotted option of a schema with its type, sections first entered in order."""
+    for name, field in schema.model_fields.items():
+        section = _section(field.annotation)
+        if section is None:
+            yield prefix + name, str(field.annotation)
+        else:
+            yield from options(section, f"{prefix}{name}.")
+
+
+def _section(annotation: Any) -> type[pydantic.BaseModel] | None:
+    """The nested section that an annotation holds, if it holds exactly one."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        sections = [s for s in map(_section, typing.get_args(annotation)) if s is not None]
+        return sections[0] if len(sections) == 1 else None
+    return None

@@ -1,0 +1,140 @@
+"""What passes between the stages of a step.
+
+Axes: P prompts, G completions per prompt, B samples (= P x G), N completion tokens of all samples, laid end to end,
+T tokens of a packed row (prompts and completions), V vocabulary. There is no padding, hence no mask: a per-token
+array has one entry for each completion token, in sample order, EOS included where the model produced it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from verifiers.base import Verdict
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What one verifier must check in a completion."""
+
+    verifier: str
+    """Registered name, lower case."""
+    ground_truth: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One row, ready to sample from."""
+
+    prompt_id: int
+    """Position of the row in its set, counted before any filter: stable across runs."""
+    token_ids: tuple[int, ...]
+    """The chat template's output up to the generation prompt."""
+    text: str
+    """Last user turn."""
+    tasks: tuple[Task, ...]
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Other columns of the row."""
+
+
+class Stop(enum.StrEnum):
+    """Why a completion ended."""
+
+    EOS = "eos"
+    """The model produced its end token, which is the last of `token_ids`."""
+    LENGTH = "length"
+    """`rollout.max_tokens` was reached: there is no EOS."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled answer."""
+
+    prompt: Prompt
+    sample: int
+    """0 .. G-1 within its prompt's group."""
+    token_ids: tuple[int, ...]
+    """Never empty."""
+    logprobs: tuple[float, ...]
+    """Nats, one for each token: log-probability under the distribution that was sampled (temperature included)."""
+    text: str
+    """Special tokens removed."""
+    stop: Stop
+    policy_version: int
+    """Number of weight updates that the sampler had received."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A completion and what its verifiers said."""
+
+    completion: Completion
+    verdicts: tuple[Verdict, ...]
+    """One for each of `completion.prompt.tasks`."""
+    score: float | None
+    """Mean of the verdicts' scores, in [0, 1]; None when one of them is indeterminate: the sample leaves the loss."""
+    reward: float | None
+    """`score` weighted, or `no_eos_score` in its place; None where `score` is None."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PackedRow:
+    """Sequences laid end to end in one row, without padding; shorter sequences first.
+
+    The last token of each sequence is only ever predicted, never read, so it is not part of the row.
+    """
+
+    sequences: tuple[int, ...]
+    """Which samples, in row order (indices into the batch that was packed)."""
+    input_ids: torch.Tensor
+    """int64 [1, T]"""
+    position_ids: torch.Tensor
+    """int64 [1, T], 0 at the start of each sequence."""
+    lengths: tuple[int, ...]
+    """Tokens of each sequence in this row; they sum to T and do not decrease."""
+    read_at: torch.Tensor
+    """int64 [N]: position in T whose hidden state predicts each completion token."""
+    targets: torch.Tensor
+    """int64 [N]: the completion tokens."""
+    token_index: torch.Tensor
+    """int64 [N]: position of each completion token in the batch's per-token arrays."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectories:
+    """What the learner learns from: this rank's share of the step."""
+
+    prompt_ids: tuple[tuple[int, ...], ...]
+    """Tokens of each sample's prompt, B entries."""
+    completion_ids: tuple[tuple[int, ...], ...]
+    """Tokens of each sample's completion, B entries."""
+    lengths: torch.Tensor
+    """int64 [B]: completion tokens of each sample; sums to N."""
+    groups: torch.Tensor
+    """int64 [B]: prompt id of each sample."""
+    rewards: torch.Tensor
+    """float32 [B]: from the verifiers, before the KL penalty."""
+    sampler_logprobs: torch.Tensor
+    """float32 [N], nats."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """Per-token arrays of the update, each float32 [N], aligned with `Trajectories`."""
+
+    old_logprobs: torch.Tensor
+    """Nats; the ratio's denominator."""
+    reference_logprobs: torch.Tensor | None
+    """Nats, of the frozen reference; None without a KL term."""
+    old_values: torch.Tensor
+    """The critic before the update, in units of reward."""
+    advantages: torch.Tensor
+    """After whitening."""
+    returns: torch.Tensor
+    """Advantage before whitening plus value: what the critic should say."""
+    importance_weights: torch.Tensor | None
+    """Truncated learner/sampler ratio that multiplies the policy loss; None leaves it out."""
