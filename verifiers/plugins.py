@@ -112,7 +112,8 @@ def load_file(file: str) -> ModuleType:
         return sys.modules[name]
     if not path.is_file():
         raise PluginError(
-            f"plugin file {file!r} does not exist (looked at {path}). Correct the path; it is relative to the working directory."
+            f"plugin file {file!r} does not exist (looked at {path}). "
+            "Correct the path; it is relative to the working directory."
         )
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -174,9 +175,10 @@ def locate(target: type[Verifier]) -> str:
     module_name, qualified_name = target.__module__, target.__qualname__
     module = sys.modules.get(module_name)
     if module_name == "__main__" or "<locals>" in qualified_name:
+        place = "the running script" if module_name == "__main__" else "a function"
         raise PluginError(
-            f"verifier {qualified_name!r} is defined in {'the running script' if module_name == '__main__' else 'a function'}, "
-            "where worker processes cannot import it. Move it to the top level of its own file and name that file in plugins = [...]."
+            f"verifier {qualified_name!r} is defined in {place}, where worker processes cannot import it. "
+            "Move it to the top level of its own file and name that file in plugins = [...]."
         )
     if module_name.startswith(PLUGIN_MODULE_PREFIX) and module is not None:
         return f"{module.__file__}:{qualified_name}"

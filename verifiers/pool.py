@@ -215,7 +215,7 @@ class _Supervisor:
         self.incoming, self.outgoing = bytearray(), bytearray()
         self.is_ready = False
         self._started = time.monotonic()
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
         with tempfile.TemporaryFile() as settings_file, theirs:
             settings_file.write(json.dumps(settings).encode())
             settings_file.flush()

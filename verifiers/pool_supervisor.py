@@ -372,7 +372,7 @@ def _has_threads() -> bool:
 
 
 def main(caller_descriptor: int, settings_descriptor: int, mode: str) -> None:
-    """Entry point of the supervisor process; `mode` is "shared" (build once, fork) or "separate" (every worker builds)."""
+    """Entry point of the supervisor process; `mode`: build once and fork ("shared") or per worker ("separate")."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -389,7 +389,7 @@ def main(caller_descriptor: int, settings_descriptor: int, mode: str) -> None:
         signal.alarm(int(START_SECONDS))  # its default action ends a build that never returns
         try:
             built = build_all()
-        except Exception as error:  # reported to the caller, who raises it
+        except Exception as error:  # noqa: BLE001  reported to the caller, who raises it
             caller.sendall(wire.encode_notice(wire.NOTICE_FATAL, f"{type(error).__name__}: {error}"))
             return
         signal.alarm(0)

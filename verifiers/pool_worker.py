@@ -49,7 +49,7 @@ def judge(verifier: Verifier, sample: Sample) -> Verdict:
     started = time.perf_counter()
     try:
         result: object = verifier.verify(sample)
-    except Exception as error:  # the one place where any failure of any verifier becomes data
+    except Exception as error:  # noqa: BLE001  the one place where any failure of any verifier becomes data
         result = failure(error)
     return _timed(result, time.perf_counter() - started)
 
@@ -65,7 +65,7 @@ def failure(error: BaseException) -> Verdict:
         where = f" ({os.path.basename(code.co_filename)}:{innermost.tb_lineno} in {code.co_name})"
     try:
         message = str(error)
-    except Exception:  # an exception whose __str__ raises still has a name
+    except Exception:  # noqa: BLE001  an exception whose __str__ raises still has a name
         message = "its message cannot be read"
     return Verdict.indeterminate(f"{type(error).__name__}: {message[:MAX_DETAIL_CHARACTERS]}{where}")
 
@@ -130,7 +130,7 @@ class Worker:
         """Serve until the supervisor hangs up or the worker has to be replaced."""
         try:
             verifiers = build()
-        except Exception as error:  # reported to the caller, who raises it
+        except Exception as error:  # noqa: BLE001  reported to the caller, who raises it
             self._channel.sendall(encode_notice(NOTICE_FATAL, f"{type(error).__name__}: {error}"))
             return
         size_bytes = _virtual_memory_bytes()
@@ -165,7 +165,7 @@ class Worker:
         result: object
         try:
             result = verifier.verify(sample)
-        except BaseException as error:  # SystemExit and KeyboardInterrupt of a verifier are its failures too
+        except BaseException as error:  # noqa: BLE001  SystemExit of a verifier is its failure too
             healthy = isinstance(error, Exception) and not isinstance(error, MemoryError)
             result = failure(error)
         self._answers += encode_answer(identifier, _timed(result, time.perf_counter() - started))
@@ -200,7 +200,7 @@ def _virtual_memory_bytes() -> int:
 
 
 def set_up_process(output: int, niceness: int) -> None:
-    """Make this forked process a worker: own process group, dies with its parent, quiet, first to go when memory ends."""
+    """Make this forked process a worker: own process group, dies with its parent, quiet, first to go without memory."""
     parent = os.getppid()
     os.setpgid(0, 0)
     if sys.platform == "linux":

@@ -42,8 +42,9 @@ BUILTIN: dict[str, str] = {
 """Where each built-in verifier lives; its module is imported when the verifier is asked for."""
 
 HOW_TO_ADD = (
-    'To add one: put @register("name") on it in a file and list the file in plugins = [...] (on the command line: --plugin FILE), '
-    'or give "file.py:Attr" as the name, or install a package with an entry point in group "rlvr.verifiers".'
+    'To add one: put @register("name") on it in a file and list the file in plugins = [...] '
+    '(on the command line: --plugin FILE), or give "file.py:Attr" as the name, '
+    'or install a package with an entry point in group "rlvr.verifiers".'
 )
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.\-]*")
