@@ -1,0 +1,130 @@
+"""Tests that run in a process of their own and reach the untrusted program through messages.
+
+For tests that cannot be split into calls and literals by reading them (loops, tolerances over random inputs, objects with methods).
+Every name that the tests take from the program is a `Remote` here: calling it sends the arguments to the program's process and returns
+plain values. Expected values stay on this side. An object that is not plain data is a `Remote` too: its methods can be called,
+but it equals no value, so an `__eq__` that always agrees is never asked.
+Standard library only: the zygote imports this file without the rest of the package.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verifiers.sandbox_child import BUILTIN_EXCEPTIONS, Channel, describe, load_module
+from verifiers.sandbox_values import Encoder, Opaque, decode
+
+
+class NotSeparable(BaseException):
+    """The tests hand the program something that cannot be sent, a function for example."""
+
+
+class ProgramError(Exception):
+    """The program raised an exception of its own making."""
+
+
+class _Link:
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def ask(self, remote: Remote, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        request = {
+            "operation": operation,
+            "name": remote._name,
+            "handle": remote._handle,
+            "arguments": [self._encode(value) for value in arguments],
+            "keywords": {name: self._encode(value) for name, value in keywords.items()},
+        }
+        self._channel.send({"ask": request})
+        answer = self._channel.receive()
+        if "raised" in answer:
+            _kind, name, message = answer["raised"]
+            raise BUILTIN_EXCEPTIONS.get(name, ProgramError)(message)
+        return self._wrap(decode(answer["value"]), remote._name)
+
+    def _encode(self, value: Any) -> Any:
+        if isinstance(value, Remote):
+            if value._handle is None:
+                raise NotSeparable
+            return {"o": ["object", True, value._handle]}
+        encoded = Encoder(_refuse).encode(value)
+        return encoded
+
+    def _wrap(self, value: Any, name: str) -> Any:
+        if isinstance(value, Opaque):
+            return Remote(self, name, value.handle, value.truth)
+        if type(value) in (list, tuple):
+            return type(value)(self._wrap(item, name) for item in value)
+        if type(value).__name__ == "Stream":
+            return iter(value.items)
+        return value
+
+
+def _refuse(_value: Any) -> int:
+    raise NotSeparable
+
+
+class Remote:
+    """A function, class or object of the program. It has no equality with plain values."""
+
+    def __init__(self, link: _Link, name: str, handle: int | None = None, truth: bool = True) -> None:
+        self._link, self._name, self._handle, self._truth = link, name, handle, truth
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._link.ask(self, "call", arguments, keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._link.ask(self, "attribute", (name,), {})
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._link.ask(self, "item", (key,), {})
+
+    def __len__(self) -> int:
+        length = self._link.ask(self, "length", (), {})
+        return length if type(length) is int else -1
+
+    def __iter__(self) -> Any:
+        items = self._link.ask(self, "items", (), {})
+        return iter(items if type(items) is list else ())
+
+    def __contains__(self, item: Any) -> bool:
+        return self._link.ask(self, "contains", (item,), {}) is True
+
+    def __str__(self) -> str:
+        text = self._link.ask(self, "text", (), {})
+        return text if type(text) is str else ""
+
+    def __bool__(self) -> bool:
+        return self._truth
+
+    def __eq__(self, other: object) -> bool:
+        # two objects of the program: only its own code can say
+        return isinstance(other, Remote) and self._link.ask(self, "equal", (other,), {}) is True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def run_tests(channel: Channel, job: dict[str, Any]) -> None:
+    """Execute the tests one by one and send `results`: per test None when it held, else [type, message]."""
+    link = _Link(channel)
+    # the tests' own set-up runs here too, and wins over what the program calls by the same name
+    namespace = load_module("tests", [])
+    namespace.update({name: Remote(link, name) for name in job["names"]})
+    results: list[list[str] | None] = []
+    try:
+        exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), namespace)
+        namespace.update({name: Remote(link, name) for name in job["entry_points"]})
+        for source in job["tests"]:
+            try:
+                exec(compile(source, "<tests>", "exec", dont_inherit=True), namespace)
+                results.append(None)
+            except Exception as error:  # noqa: BLE001 -- a test that does not hold, whatever it raises
+                results.append(describe(error))
+                if job["stop_at_first_failure"]:
+                    break
+    except NotSeparable:
+        channel.send({"not_separable": True})
+        return
+    channel.send({"results": results})
