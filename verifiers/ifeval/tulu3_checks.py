@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from verifiers.ifeval.text_units import detect_language, split_sentences
+from verifiers.ifeval.text_units import MORE_ABBREVIATIONS, detect_language, split_sentences
 
 _MARKUP = " \t>#*_\"'“”‘’`~("
 """What may stand before the first word of a line or paragraph without being part of it."""
@@ -100,7 +100,7 @@ def validate_word_constraint(text: str, N: int, quantifier: str) -> bool:
 
 def verify_sentence_constraint(text: str, N: int, quantifier: str) -> bool:
     """Number of sentences. The original's does not end at "!"."""
-    count = sum(1 for sentence in split_sentences(text) if has_word(sentence))
+    count = sum(1 for sentence in split_sentences(text, abbreviations=MORE_ABBREVIATIONS) if has_word(sentence))
     return holds(count, N, quantifier, tolerance=1)
 
 
