@@ -1,4 +1,4 @@
-r"""Find the answer in a completion: last `\boxed{}`, then "the answer is", then `#### x`, then the last number or formula.
+r"""Find the answer of a completion: last `\boxed{}`, "the answer is", `#### x`, then last number or formula.
 
 The first place that exists decides. A place that exists but cannot be read is a wrong answer, never a reason to look
 further: a model must not be paid for a broken box followed by a lucky number. Every scan is one pass over the text.
@@ -6,13 +6,14 @@ further: a model must not be paid for a broken box followed by a lucky number. E
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
 import re
 from collections.abc import Sequence
 
 MAX_ANSWER_CHARACTERS = 2_000
-"""A longer answer is refused: the longest gold answer of MATH, GSM8K and OlympiadBench has fewer than 400 characters."""
+"""A longer answer is refused: gold answers of MATH, GSM8K and OlympiadBench have fewer than 400."""
 TAIL_CHARACTERS = 4_000
 """Where the last number or formula is looked for: the end of the completion."""
 
@@ -40,7 +41,9 @@ class Extraction:
 
 _BOX = re.compile(r"\\f?boxed(?![A-Za-z])|\\fbox(?![A-Za-z])")
 _BOX_OR_BRACE = re.compile(r"\\f?boxed(?![A-Za-z])\s{0,9}|\\fbox(?![A-Za-z])\s{0,9}|\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(r"[^\s$.,;\\{}]+")
+_BARE_BOX = re.compile(
+    r"[-+]?\d[\d.,/]*\d|\d|[A-Za-z](?![A-Za-z])"
+)  # TeX boxes the next token; "in \boxed form" is prose
 
 
 def boxed_answers(text: str) -> tuple[list[str], str]:
@@ -72,8 +75,6 @@ def boxed_answers(text: str) -> tuple[list[str], str]:
                 expects_brace_at = match.end()
             elif bare := _BARE_BOX.match(text, match.end()):
                 answers.append(bare.group())
-            else:
-                answers.append("")
     if box_start >= 0:
         return [], "the last box is never closed"
     return answers, ""
@@ -85,18 +86,22 @@ _ANSWER_IS = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"\n\s*\n|[.!?](?=\s+(?:[A-Z]|$)|\s*$)|[.!?]?\s*I hope it is correct", re.MULTILINE)
-_MATHS_SPAN = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:[^$\\]|\\.)+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_MATHS_SPAN = re.compile(
+    r"\$\$(.{1,600}?)\$\$|(?<!\\)\$((?:[^$\\]|\\.){1,600}?)\$|\\\((.{1,600}?)\\\)|\\\[(.{1,600}?)\\\]", re.DOTALL
+)
 _REASON = re.compile(
     r"[,;]?\s+(?:because|since|which|as\s+(?:we|the|it)|so\s+that|where|when)\b.*", re.DOTALL | re.IGNORECASE
 )
 _ONLY_FILLER = re.compile(r"[\s.,;:!*_]*\Z")
 
 
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return collections.deque(pattern.finditer(text), maxlen=1).pop() if pattern.search(text) else None
+
+
 def _after_answer_is(text: str) -> str | None:
     """The clause after the last "answer is", or None when nobody says so."""
-    last = None
-    for last in _ANSWER_IS.finditer(text):
-        pass
+    last = _last_match(_ANSWER_IS, text)
     if last is None:
         return None
     rest = text[last.end() : last.end() + MAX_ANSWER_CHARACTERS].lstrip()
@@ -123,11 +128,7 @@ _LAST_NUMBER = re.compile(
 def _last_formula_or_number(text: str) -> str | None:
     """The last formula between maths delimiters, or the last number when it comes later."""
     tail = text[-TAIL_CHARACTERS:]
-    span = number = None
-    for span in _MATHS_SPAN.finditer(tail):
-        pass
-    for number in _LAST_NUMBER.finditer(tail):
-        pass
+    span, number = _last_match(_MATHS_SPAN, tail), _last_match(_LAST_NUMBER, tail)
     if span is not None and (number is None or number.end() <= span.end()):
         return next(group for group in span.groups() if group is not None)
     return number.group().strip().rstrip(".") if number is not None else None
@@ -151,6 +152,10 @@ def extract(text: str, *, allow: Sequence[Source] = tuple(Source)) -> Extraction
             found, problem = boxed_answers(text)
             if problem:
                 return Extraction(source=source, answers=(), problem=problem)
+            if len(found) > 1 and found[-1].strip():  # "write \\boxed{} around the answer" is no answer
+                found = [answer for answer in found if answer.strip()]
+            if not found:
+                return Extraction(source=source, answers=(), problem="the box holds nothing")
         else:
             finder = {
                 Source.ANSWER_IS: _after_answer_is,

@@ -1,0 +1,148 @@
+r"""The slow path: ask math-verify and sympy, for answers that the fast path cannot read or decide.
+
+Text reaches latex2sympy's grammar only (an ANTLR parser), never `parse_expr`, `sympify` or `eval`: math-verify's
+extraction of plain expressions, which calls `parse_expr`, is not used. What could take long to parse or to simplify
+is refused first; what still hangs is for the pool to kill. math-verify's own timeouts need SIGALRM and the
+main thread, and cancel an outer alarm, so they are off.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from typing import Any
+
+from verifiers.math_tokens import Token, Unreadable, tokenize
+from verifiers.math_tree import check_nesting, split_top
+from verifiers.math_unicode import Refused, to_latex
+from verifiers.math_units import words
+
+MAX_CHARACTERS = 300
+_MAX_DIGITS = 30
+_MAX_EXPONENT = 64
+_MAX_FACTORIAL = 100
+_COSTLY = frozenset(
+    words(
+        "int iint iiint oint sum prod lim limsup liminf partial frac\\partial det gcd lcm binom choose pmod bmod mod "
+        "begin end xrightarrow operatorname norm to rightarrow Rightarrow"
+    )
+)
+_LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1},}}")
+_FACTORIAL_OF = re.compile(r"(\d+)\s*[)}]?\s*!")
+
+
+def refuse_costly(text: str) -> None:
+    """Raise Refused for what sympy could take long over: size, towers, large powers and factorials, sums, integrals.
+
+    >>> refuse_costly("x^{2}+1")
+    >>> refuse_costly("9^{9^9}")
+    Traceback (most recent call last):
+    ...
+    verifiers.math_unicode.Refused: a power of a power is not given to the symbolic path
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise Refused(f"{len(text)} characters are too many for the symbolic path (at most {MAX_CHARACTERS})")
+    text = to_latex(text)
+    if _LONG_NUMBER.search(text):
+        raise Refused(f"a number of more than {_MAX_DIGITS} digits is not given to the symbolic path")
+    if any(len(digits) > 3 or int(digits) > _MAX_FACTORIAL for digits in _FACTORIAL_OF.findall(text)) or "!!" in text:
+        raise Refused(f"a factorial above {_MAX_FACTORIAL}! is not given to the symbolic path")
+    tokens = tokenize(text)
+    try:
+        check_nesting(tokens)
+    except Unreadable as error:
+        raise Refused(f"not given to the symbolic path: {error}") from error
+    for token in tokens:
+        if token.kind == "begin" or (token.kind == "command" and token.text in _COSTLY):
+            raise Refused(f"\\{token.text} is not given to the symbolic path")
+    _refuse_powers(tokens)
+
+
+def _refuse_powers(tokens: list[Token]) -> None:
+    """An exponent is one number up to 64, or holds no further power and no number above 64."""
+    for index, token in enumerate(tokens):
+        if token.text != "^" or token.kind != "sign":
+            continue
+        exponent, depth = [], 0
+        for following in tokens[index + 1 :]:
+            depth += (following.text in ("{", "(")) - (following.text in ("}", ")"))
+            exponent.append(following)
+            if depth <= 0 and following.text != "-":
+                break
+        if any(part.text in ("^", "!") for part in exponent) or tokens[index + 1 + len(exponent) :][:1] == [token]:
+            raise Refused("a power of a power is not given to the symbolic path")
+        numbers = [part.text for part in exponent if part.kind == "number"]
+        if any(len(number) > 6 or float(number) > _MAX_EXPONENT for number in numbers):
+            raise Refused(f"an exponent above {_MAX_EXPONENT} is not given to the symbolic path")
+
+
+@functools.cache
+def _math_verify() -> Any:
+    import math_verify
+
+    # It warns once per process that its timeouts are off, which is the intent.
+    for module in ("math_verify.parser", "math_verify.grader"):
+        logging.getLogger(module).setLevel(logging.ERROR)
+    return math_verify
+
+
+@functools.cache
+def _normalization() -> Any:
+    from latex2sympy2_extended import NormalizationConfig
+
+    return NormalizationConfig(
+        basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
+    )
+
+
+@functools.lru_cache(maxsize=1_024)
+def parse(text: str) -> Any:
+    """A sympy object, or None where the grammar does not accept the text. Raises Refused for costly text."""
+    refuse_costly(text)
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+    from math_verify.grader import should_treat_as_complex
+
+    try:
+        return latex2sympy(
+            to_latex(text),
+            is_real=not should_treat_as_complex(text),
+            normalization_config=_normalization(),
+            conversion_config=ConversionConfig(lowercase_symbols=False),
+        )
+    except Exception:  # noqa: BLE001 - its listener raises bare Exception for a syntax error, sympy anything for odd input
+        return None
+
+
+def symbolically_equal(gold: str, answer: str) -> bool | None:
+    """math-verify's judgement, strict, to 12 decimals; None where one of the two cannot be parsed. Raises Refused."""
+    if _shape(gold) != _shape(answer):
+        return False
+    parsed = parse(gold), parse(answer)
+    if parsed[0] is None or parsed[1] is None:
+        return None
+    return bool(
+        _math_verify().verify(
+            parsed[0], parsed[1], float_rounding=12, numeric_precision=30, strict=True, timeout_seconds=None
+        )
+    )
+
+
+def is_parsable(text: str) -> bool:
+    """Whether the symbolic path can read the text. Raises Refused for costly text."""
+    return parse(text) is not None
+
+
+def _shape(text: str) -> tuple[int, bool, bool, tuple[str, ...]]:
+    """What math-verify forgets and the policy keeps: number of elements, brackets around them, a chain, a base."""
+    tokens = tokenize(text)
+    elements, _ = split_top(tokens, (",", ";", "and", "or"))
+    is_in_brackets = bool(tokens) and tokens[0].text in ("(", "[", "{") and len(elements) == 1 and len(tokens) > 2
+    has_comma_inside = is_in_brackets and any(token.text == "," for token in tokens)
+    sides, _ = split_top(tokens, ("=",))
+    bases = tuple(
+        "".join(part.text for part in tokens[index + 1 : index + 4]).strip("{}")
+        for index, token in enumerate(tokens)
+        if token.text == "_" and index and tokens[index - 1].kind in ("number", "text")
+    )
+    return len(elements), has_comma_inside, len(sides) > 2, bases
