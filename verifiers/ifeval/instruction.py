@@ -1,4 +1,4 @@
-"""What IFEval and IFBench share: instructions with ids and kwargs, the ground truths that list them, and judging them."""
+"""What IFEval and IFBench share: instructions with ids and kwargs, ground truths that list them, and judging."""
 
 from __future__ import annotations
 
