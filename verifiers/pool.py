@@ -68,6 +68,7 @@ class VerifierPool:
         self._inline: dict[str, Verifier] = {}
         self._indices: dict[str, int] = {}
         self._settings: dict[str, Any] = {
+            "caller_pid": os.getpid(),
             "workers": workers,
             "memory_mib": memory_mib,
             "niceness": niceness,

@@ -37,6 +37,7 @@ _MAX_IN_FLIGHT = 64
 _IN_FLIGHT_SECONDS = 0.005
 """Work handed to a worker ahead of time: enough to hide the hop, little enough to keep workers evenly loaded."""
 _STEAL_SECONDS = 0.05
+_BEGIN_SECONDS = 0.01
 _OUTPUT_BYTES = 4096
 
 
@@ -94,7 +95,7 @@ class Supervisor:
         self._selector.register(self._caller, selectors.EVENT_READ)
         for _ in range(self._settings["workers"]):
             self._fork()
-        while True:
+        while os.getppid() == self._settings["caller_pid"]:  # a fork of the caller may keep its end of the socket open
             for key, events in self._selector.select(self._seconds_to_next_event()):
                 if key.fileobj is self._caller:
                     if events & selectors.EVENT_READ and not self._read_caller():
@@ -273,6 +274,8 @@ class Supervisor:
             request, started = worker.current()
             if request is not None:
                 wait_seconds = min(wait_seconds, started + self._timeouts[request.verifier] - now)
+            elif worker.in_flight:  # it has not begun yet, and does not tell when it does
+                wait_seconds = min(wait_seconds, _BEGIN_SECONDS)
             if worker.in_flight and len(self._workers) > 1:
                 wait_seconds = min(wait_seconds, _STEAL_SECONDS)
         return max(0.0, wait_seconds)

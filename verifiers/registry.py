@@ -14,11 +14,14 @@ import importlib.metadata
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from verifiers import plugins as plugin_files
 from verifiers.base import Verifier
 from verifiers.errors import DuplicateVerifierError, PluginError, UnknownVerifierError
+
+if TYPE_CHECKING:
+    from verifiers.listing import VerifierDescription
 
 ENTRY_POINT_GROUP = "rlvr.verifiers"
 
@@ -132,6 +135,22 @@ def resolve(name: str, plugins: Sequence[str] = ()) -> type[Verifier]:
 def build(spec: VerifierSpec) -> Verifier:
     """A ready verifier. Raises as `resolve` does, and VerifierOptionError for options it does not have."""
     return resolve(spec.name, spec.plugins).from_options(spec.options)
+
+
+def describe(plugins: Sequence[str] = ()) -> list[VerifierDescription]:
+    """Every known verifier with its source, options and documentation; see `verifiers.listing`."""
+    from verifiers import listing  # it imports this module
+
+    return listing.describe(plugins)
+
+
+def source_of(name: str) -> str:
+    """Where a known name comes from, without importing it."""
+    key = _key(name)
+    if key in _registered and key not in BUILTIN:
+        return _registered[key].place
+    claims = [f"entry point {point.value} of {_distribution(point)}" for point in _entry_points().get(key, ())]
+    return " and ".join([BUILTIN[key]] * (key in BUILTIN) + claims)
 
 
 def load_plugin(file: str) -> list[str]:

@@ -97,7 +97,7 @@ class JsonSchemaVerifier(Verifier):
         check_formats: bool = False
         """Whether `format` (date, email, ...) is enforced."""
 
-    timeout_seconds: ClassVar[float | None] = 2.0
+    timeout_seconds: ClassVar[float | None] = 1.0  # a schema may hold a pattern
 
     def __init__(self, config: Verifier.Config | None = None) -> None:
         super().__init__(config)

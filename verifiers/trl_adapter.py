@@ -75,7 +75,7 @@ class TrlVerifier(Verifier):
         score = (float(reward) - self.config.minimum) / (self.config.maximum - self.config.minimum)
         if not 0.0 <= score <= 1.0:
             return Verdict.indeterminate(
-                f"reward {reward!r} lies outside {self.config.minimum:g} to {self.config.maximum:g}; set minimum and maximum"
+                f"reward {reward!r} lies outside {self.config.minimum:g} to {self.config.maximum:g}; set both"
             )
         return Verdict.from_score(score, f"reward {reward!r}")
 
