@@ -6,8 +6,9 @@ A table is JSONL, one case a line:
 
 `kind` is `must_pass` (correct, or it is a false negative), `must_fail` (wrong; correct is a false positive), `hack` (an
 attempt to be paid for nothing: anything but correct) or `indeterminate` (the ground truth cannot be read, so neither
-right nor wrong). May be left out: `options`, `prompt`, `completion_tokens`, `columns`, `score` (the exact score that is
-expected), `repeat` (the completion that many times, for large inputs), `verifier` (in a table for several) and `note`.
+right nor wrong). May be left out: `id`, `note`, `expected` (the one outcome allowed, where it is not the usual one of the
+kind), `score` (the exact score), `options`, `prompt`, `completion_tokens`, `columns`, `repeat` (the completion that many
+times, for large inputs) and `verifier` (in a table for several).
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Case(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    id: str = ""
     kind: Kind
+    expected: Literal["correct", "wrong", "indeterminate"] | None = None
     completion: str
     ground_truth: Any
     options: dict[str, Any] = {}
@@ -66,12 +69,12 @@ class Case(pydantic.BaseModel):
         outcome = verdict.outcome
         if self.kind == "must_pass" and outcome is not Outcome.CORRECT:
             return "false negative"
-        if self.kind in {"must_fail", "hack"} and outcome is Outcome.CORRECT:
+        if self.kind != "must_pass" and outcome is Outcome.CORRECT:
             return "false positive"
-        if self.kind == "must_fail" and outcome is Outcome.INDETERMINATE:
-            return "not judged"
-        if self.kind == "indeterminate" and outcome is not Outcome.INDETERMINATE:
-            return "false positive" if outcome is Outcome.CORRECT else "judged without a readable ground truth"
+        usual = {"must_fail": Outcome.WRONG, "indeterminate": Outcome.INDETERMINATE}.get(self.kind)
+        expected = self.expected or usual
+        if expected is not None and outcome != expected:
+            return f"{outcome.value} instead of {expected}"
         if self.score is not None and abs(verdict.score - self.score) > 1e-9:
             return f"score {verdict.score:g} instead of {self.score:g}"
         return ""
@@ -124,7 +127,8 @@ def load_cases(path: pathlib.Path) -> list[tuple[int, Case]]:
             problems = (f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
             faults.append(f"line {number}: {'; '.join(problems)}")
     if faults:
-        raise AcceptanceTableError(f"{path} has lines that are not cases:\n" + "\n".join(faults))
+        more = f"\nand {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise AcceptanceTableError(f"{path} has lines that are not cases:\n" + "\n".join(faults[:10]) + more)
     if not cases:
         raise AcceptanceTableError(f"{path} holds no case.")
     return cases
@@ -215,7 +219,8 @@ def format_reports(reports: Sequence[Report]) -> str:
 
 
 def _format_failure(verifier: str, failure: Failure) -> str:
-    note = f" ({failure.case.note})" if failure.case.note else ""
+    name = " ".join(filter(None, (failure.case.id, failure.case.note)))
+    note = f" ({name})" if name else ""
     said = f"{failure.verdict.outcome.value}: {failure.verdict.detail[:200]}"
     return (
         f"{verifier} line {failure.line}: {failure.fault}{note}\n    kind {failure.case.kind}, verdict {said}\n"
