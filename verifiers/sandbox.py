@@ -117,6 +117,13 @@ class Sandbox:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
+    @property
+    def zygote_pid(self) -> int:
+        """Process id of the zygote. Raises SandboxError when the sandbox is closed."""
+        if self._zygote is None:
+            raise SandboxError("the sandbox is closed; build a new one")
+        return self._zygote.pid
+
     def missing(self) -> dict[str, str]:
         """Layers that isolation "kernel" needs and that do not stand, with the reason."""
         return {name: self.report.get(name, "not reported") for name in LAYERS if self.report.get(name) != "on"}

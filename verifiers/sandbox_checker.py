@@ -19,6 +19,10 @@ class NotSeparable(BaseException):
     """The tests hand the program something that cannot be sent, a function for example."""
 
 
+class ProgramGone(BaseException):
+    """The program's process ended, or was ended, during a call: no test after that can hold."""
+
+
 class ProgramError(Exception):
     """The program raised an exception of its own making."""
 
@@ -37,6 +41,8 @@ class _Link:
         }
         self._channel.send({"ask": request})
         answer = self._channel.receive()
+        if "gone" in answer:
+            raise ProgramGone(answer["gone"])
         if "raised" in answer:
             _kind, name, message = answer["raised"]
             raise BUILTIN_EXCEPTIONS.get(name, ProgramError)(message)
@@ -68,7 +74,8 @@ class Remote:
     """A function, class or object of the program. It has no equality with plain values."""
 
     def __init__(self, link: _Link, name: str, handle: int | None = None, truth: bool = True) -> None:
-        self._link, self._name, self._handle, self._truth = link, name, handle, truth
+        for attribute, value in (("_link", link), ("_name", name), ("_handle", handle), ("_truth", truth)):
+            object.__setattr__(self, attribute, value)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self._link.ask(self, "call", arguments, keywords)
@@ -77,6 +84,9 @@ class Remote:
         if name.startswith("__"):
             raise AttributeError(name)
         return self._link.ask(self, "attribute", (name,), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._link.ask(self, "set", (name, value), {})
 
     def __getitem__(self, key: Any) -> Any:
         return self._link.ask(self, "item", (key,), {})
@@ -124,6 +134,8 @@ def run_tests(channel: Channel, job: dict[str, Any]) -> None:
                 results.append(describe(error))
                 if job["stop_at_first_failure"]:
                     break
+    except ProgramGone as error:
+        results.append(["ended", str(error)])
     except NotSeparable:
         channel.send({"not_separable": True})
         return

@@ -72,7 +72,10 @@ def _failure_kind(error: BaseException) -> str:
 
 def _report(error: BaseException) -> None:
     try:
-        traceback.print_exception(error, limit=-8)
+        trace = error.__traceback__
+        while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<"):
+            trace = trace.tb_next  # the program's frames, not ours
+        traceback.print_exception(type(error), error, trace, limit=-8)
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:  # noqa: BLE001 -- the program may have replaced the streams
@@ -106,7 +109,7 @@ def serve(control: int, run_tests: Any) -> None:
 
 def _load_solution(channel: Channel, job: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        namespace = load_module("solution", [("<setup>", job["setup"]), ("<program>", job["program"])])
+        namespace = load_module("solution", [(f"<{part}>", text) for part, text in job["sources"]])
     except BaseException as error:  # noqa: BLE001 -- whatever the program raises is its failure, SystemExit too
         _report(error)
         channel.send({"failed": [_failure_kind(error), *describe(error)]})
@@ -168,6 +171,7 @@ def _operate(namespace: dict[str, Any], kept: list[Any], step: dict[str, Any]) -
         "contains": lambda owner, item: item in owner,
         "equal": lambda owner, other: owner == other,
         "text": str,
+        "set": setattr,
     }
     return operations[step["operation"]](target, *arguments)
 

@@ -52,10 +52,25 @@ class ZygoteLink:
         self.endings[message["id"]] = message
 
     def longest_wait_for_cpu(self) -> float:
-        """Seconds that a child has stood in line for a CPU: the fault of a busy machine, not of its program."""
+        """Seconds that a child has stood in line for a CPU: the fault of a busy machine, not of its program.
+
+        A child with threads or processes of its own gets none: it may be its own crowd.
+        """
         try:
-            children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split()
-            waits = [int(Path(f"/proc/{child}/schedstat").read_text().split()[1]) for child in children]
+            children = _children(self._pid)
+            waits = [_waited(child) for child in children if _is_alone(child)]
         except (OSError, IndexError, ValueError):
             return 0.0  # this kernel keeps no schedstat, or the child has just ended
-        return max(waits, default=0) / 1e9
+        return max(waits, default=0.0)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _is_alone(pid: int) -> bool:
+    return len(list(Path(f"/proc/{pid}/task").iterdir())) == 1 and not _children(pid)
+
+
+def _waited(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9

@@ -13,7 +13,6 @@ import gc
 import importlib
 import json
 import os
-import random
 import select
 import signal
 import socket
@@ -41,8 +40,9 @@ class Walls:
         self.layers: set[str] = set(options["layers"])
         self.report: dict[str, str] = {}
         """Layer to "on", or the reason why it is not."""
-        self.paths = [path for path in dict.fromkeys(os.path.realpath(path) for path in sys.path) if os.path.isdir(path)]
-        self.paths = [p for p in self.paths if not any(p != q and p.startswith(q + "/") for q in self.paths)]
+        self.search_path = [path for path in dict.fromkeys(map(os.path.realpath, sys.path)) if os.path.isdir(path)]
+        self.paths = [p for p in self.search_path if not any(p.startswith(q + "/") for q in self.search_path)]
+        """Directories that programs may read."""
         self._filter: Any = None
         self._landlock_version = 0
         self.proc = -1
@@ -295,17 +295,16 @@ def _preload() -> None:
         except ImportError:
             pass  # an interpreter built without it: the program will be told so when it imports it
     os.register_at_fork = register
-    random.seed(0)
+    sys.modules["random"].seed(0)
 
 
 def main(descriptor: int, options: dict[str, Any]) -> None:
     control = socket.socket(fileno=descriptor)
-    _preload()
     walls = Walls(options)
     walls.put_up()
     os.environ.clear()
     os.environ.update(PATH="/nowhere", LANG="C.UTF-8", HOME=layers.SCRATCH, TMPDIR=layers.SCRATCH)
-    sys.path[:] = walls.paths
+    sys.path[:] = walls.search_path
     sys.argv[:] = ["program"]
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
@@ -321,6 +320,7 @@ def main(descriptor: int, options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    _preload()  # first: the modules below import some of these
     package = types.ModuleType("verifiers")
     package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
     sys.modules["verifiers"] = package
