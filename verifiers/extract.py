@@ -59,7 +59,8 @@ def boxed_answers(text: str) -> tuple[list[str], str]:
     box_start = -1  # first character inside the outermost open box
     box_depth = 0
     expects_brace_at = -1
-    for match in _BOX_OR_BRACE.finditer(text):
+    first = _BOX.search(text)
+    for match in _BOX_OR_BRACE.finditer(text, first.start() if first else len(text)):
         token = match.group()
         if token == "{":
             depth += 1
@@ -81,8 +82,8 @@ def boxed_answers(text: str) -> tuple[list[str], str]:
 
 
 _ANSWER_IS = re.compile(
-    r"\b(?:final\s+answer|correct\s+answer|answer|correct\s+(?:choice|option))\b[*_]{0,3}"
-    r"(?:\s+(?:to|for)\s+[^.:\n]{1,80}?)?\s{0,3}(?:\bis\b[*_]{0,3}\s{0,3}:?|:|=)[*_]{0,3}\s{0,9}",
+    r"\b(?:answer|correct\s(?:choice|option))\b[*_]{0,3}"
+    r"(?:(?:\s(?:to|for)\s[^.:\n]{1,80}?)?\s{0,3}\bis\b[*_]{0,3}\s{0,3}:?|\s{0,3}:|\s{0,3}=)[*_]{0,3}\s{0,9}",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"\n\s*\n|[.!?](?=\s+(?:[A-Z]|$)|\s*$)|[.!?]?\s*I hope it is correct", re.MULTILINE)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from verifiers.math_equal import is_rounding, proportional, same_value
+from verifiers.math_sets import same_union
 from verifiers.math_tokens import Unreadable
 from verifiers.math_tree import Node, number
-from verifiers.math_values import is_rounding, proportional, same_value, symbols
+from verifiers.math_values import symbols
 
 _HUNDRED = number("100")
 _MAX_UNORDERED = 40
@@ -99,10 +101,8 @@ def _same_structure(gold: Node, answer: Node) -> bool | None:
     kinds = {gold.kind, answer.kind}
     if kinds == {"list"} or kinds == {"list", "set"} or kinds == {"set"}:
         return _same_unordered(gold, answer)
-    if kinds == {"union"}:
-        return True if _same_unordered(gold, answer) else None
-    if "union" in kinds and kinds & {"tuple", "interval", "set"}:
-        return None
+    if "union" in kinds and kinds <= {"union", "tuple", "interval", "set"}:
+        return _same_unordered(gold, answer) or same_union(gold, answer)
     if gold.kind != answer.kind:
         return False
     if gold.kind == "based":
@@ -246,8 +246,8 @@ def _same_two_sided(gold: Node, answer: Node) -> bool | None:
         return None
     differences = [Node("add", (node.parts[0], Node("negate", (node.parts[1],)))) for node in (gold, answer)]
     sign = proportional(*differences)
-    if sign is None:
-        return None
+    if not sign:
+        return False if sign == 0 else None
     operator = answer.value[0]
     return bool(gold.value[0] == (operator if sign > 0 else _FLIPPED.get(operator, operator)))
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 
 from verifiers.math_expression import ExpressionParser
 from verifiers.math_tokens import Token, Unreadable, tokenize
-from verifiers.math_tree import Node, check_nesting, closing_index, split_top
+from verifiers.math_tree import Node, check_nesting, closing_index, number, split_top
 from verifiers.math_units import canonical_unit, words
 
 _SEPARATORS = frozenset((",", ";", "and", "or", "And", "Or", "AND", "OR"))
 _RELATIONS = frozenset(("=", "<", ">", "le", "ge", "ne", "approx", "in", "equiv", "sim"))
+_SIMPLE_NUMBER = re.compile(r"(-?)(\d{1,18}(?:\.\d{1,18})?)", re.ASCII)
 _PLUS_OR_MINUS = "pm"
 _LEADING_FILLERS = frozenset(
     words("about approximately exactly roughly only is are the answer final approx around nearly simply just so a an")
@@ -32,6 +33,9 @@ def read_answer(text: str) -> Node | None:
     >>> read_answer("1 +") is None
     True
     """
+    if simple := _SIMPLE_NUMBER.fullmatch(text):  # a third of all answers; the tree is the one that the parser builds
+        node = number(simple[2])
+        return Node("negate", (node,)) if simple[1] else node
     tokens = _trim(tokenize(text))
     try:
         check_nesting(tokens)

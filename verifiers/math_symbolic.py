@@ -13,15 +13,18 @@ import logging
 import re
 from typing import Any
 
-from verifiers.math_tokens import Token, Unreadable, tokenize
+from verifiers.math_tokens import FUNCTIONS, Token, Unreadable, tokenize
 from verifiers.math_tree import check_nesting, split_top
 from verifiers.math_unicode import Refused, to_latex
 from verifiers.math_units import words
 
 MAX_CHARACTERS = 300
 _MAX_DIGITS = 30
-_MAX_EXPONENT = 64
+_MAX_SYMBOLIC_TOKENS = 60
+_MAX_FUNCTIONS = 3
+_MAX_EXPONENT = 12
 _MAX_FACTORIAL = 100
+_MAX_ARGUMENT = 10_000
 _COSTLY = frozenset(
     words(
         "int iint iiint oint sum prod lim limsup liminf partial frac\\partial det gcd lcm binom choose pmod bmod mod "
@@ -56,11 +59,16 @@ def refuse_costly(text: str) -> None:
     for token in tokens:
         if token.kind == "begin" or (token.kind == "command" and token.text in _COSTLY):
             raise Refused(f"\\{token.text} is not given to the symbolic path")
+    functions = sum(token.kind == "command" and token.text in FUNCTIONS for token in tokens)
+    if len(tokens) > _MAX_SYMBOLIC_TOKENS or functions > _MAX_FUNCTIONS:
+        raise Refused(f"{len(tokens)} tokens with {functions} functions are too many for the symbolic path")
+    if functions and any(token.kind == "number" and float(token.text) > _MAX_ARGUMENT for token in tokens):
+        raise Refused(f"a function beside a number above {_MAX_ARGUMENT} is not given to the symbolic path")
     _refuse_powers(tokens)
 
 
 def _refuse_powers(tokens: list[Token]) -> None:
-    """An exponent is one number up to 64, or holds no further power and no number above 64."""
+    """An exponent is one number up to 12, or holds no further power and no number above 12."""
     for index, token in enumerate(tokens):
         if token.text != "^" or token.kind != "sign":
             continue
@@ -121,11 +129,29 @@ def symbolically_equal(gold: str, answer: str) -> bool | None:
     parsed = parse(gold), parse(answer)
     if parsed[0] is None or parsed[1] is None:
         return None
+    from sympy.core.relational import Relational
+
+    if isinstance(parsed[0], Relational) and isinstance(parsed[1], Relational):
+        # math-verify would ask sympy's solve, which takes seconds
+        is_same_type = type(parsed[0]) is type(parsed[1])
+        return is_same_type and simplifies_to_zero(*(relation.lhs - relation.rhs for relation in parsed))
     return bool(
         _math_verify().verify(
             parsed[0], parsed[1], float_rounding=12, numeric_precision=30, strict=True, timeout_seconds=None
         )
     )
+
+
+def simplifies_to_zero(first: Any, second: Any) -> bool:
+    """Whether sympy simplifies the difference of two parsed expressions to 0; False for anything but expressions."""
+    import sympy
+
+    if not (isinstance(first, sympy.Expr) and isinstance(second, sympy.Expr)):
+        return False
+    try:
+        return bool(sympy.simplify(first.doit() - second.doit()) == 0)
+    except (TypeError, ValueError, AttributeError, NotImplementedError, ArithmeticError, RecursionError):
+        return False
 
 
 def is_parsable(text: str) -> bool:

@@ -132,7 +132,8 @@ def tokenize(text: str) -> list[Token]:
         if match is None:
             raise Unreadable(f"cannot read {text[position]!r}")
         if match.lastgroup == "space":
-            is_spaced, follows_digit, position = True, False, match.end()
+            is_spaced = not match.group().startswith(("\\left", "\\big", "\\Big"))
+            follows_digit, position = False, match.end()
             continue
         if match.lastgroup == "commas" and depth > 0:
             match = _DIGITS.match(text, position) or match

@@ -37,11 +37,15 @@ def number(text: str) -> Node:
     >>> number("0.50").value, number("0.50").note
     (Fraction(1, 2), 2)
     """
+    if len(text) <= 1_000 and text.isdigit():
+        return Node("number", value=Fraction(int(text)), note=0)
     mantissa, _, exponent = text.lower().partition("e")
     if len(mantissa) > 1_000 or len(exponent) > 5 or abs(int(exponent or 0)) > 1_000:
         raise Refused(f"the number {text[:20]}... is too large to read")
     decimals = len(mantissa.partition(".")[2])
-    value = Fraction(mantissa.rstrip(".") or "0") * Fraction(10) ** int(exponent or 0)
+    value = Fraction(mantissa.rstrip(".") or "0")
+    if exponent:
+        value *= Fraction(10) ** int(exponent)
     return Node("number", value=value, note=decimals)
 
 
@@ -74,6 +78,8 @@ def check_nesting(tokens: list[Token]) -> None:
 
 def split_top(tokens: list[Token], separators: Collection[str]) -> tuple[list[list[Token]], list[str]]:
     """Split at separator tokens outside all brackets: the pieces, and the separators between them."""
+    if not any(token.text in separators for token in tokens):
+        return [tokens], []
     pieces: list[list[Token]] = [[]]
     found: list[str] = []
     depth = 0
