@@ -174,7 +174,7 @@ class VerifierPool:
                 self.close()
                 raise PoolError(f"the verifier pool cannot run its verifiers: {json.loads(body)}")
             else:
-                self._settle(identifier, wire.decode_answer(seconds, body))
+                self._settle(identifier, _decoded(seconds, body))
         if not is_alive or supervisor.is_late():
             self._restart(supervisor)
         elif self._on_trial is None and self._held:
@@ -206,6 +206,13 @@ class VerifierPool:
         self._on_trial = self._held.popleft()
         supervisor.outgoing += self._pending[self._on_trial][1]
         supervisor.send()
+
+
+def _decoded(seconds: float, body: bytes) -> Verdict:
+    try:
+        return wire.decode_answer(seconds, body)
+    except (ValueError, TypeError) as error:
+        return Verdict.indeterminate(f"the worker's answer cannot be read: {error}")
 
 
 class _Supervisor:

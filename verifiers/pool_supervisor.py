@@ -23,11 +23,13 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from verifiers import pool_worker as wire
 from verifiers.base import Verdict, Verifier
+from verifiers.pool_handle import SLOW_SECONDS, Handle, Request, describe_exit, exit_status, kill, send
 from verifiers.registry import VerifierSpec, build
 
 START_SECONDS = 120.0
@@ -36,41 +38,8 @@ _MAX_FAILED_STARTS = 3
 _MAX_IN_FLIGHT = 64
 _IN_FLIGHT_SECONDS = 0.005
 """Work handed to a worker ahead of time: enough to hide the hop, little enough to keep workers evenly loaded."""
-_STEAL_SECONDS = 0.05
 _BEGIN_SECONDS = 0.01
 _OUTPUT_BYTES = 4096
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Request:
-    identifier: int
-    verifier: int
-    frame: bytes
-    holders: int = 0
-    """Queue and workers that hold it; more than one after it was taken from behind a slow sample."""
-    is_done: bool = False
-
-
-class _Handle:
-    """The supervisor's side of one worker."""
-
-    def __init__(self, pid: int, channel: socket.socket, output: int, running: mmap.mmap) -> None:
-        self.pid, self.channel, self.output, self.running = pid, channel, output, running
-        self.in_flight: dict[int, _Request] = {}
-        self.incoming, self.outgoing, self.printed = bytearray(), bytearray(), bytearray()
-        self.started = time.monotonic()
-        self.is_ready = self.is_retiring = False
-
-    def current(self) -> tuple[_Request | None, float]:
-        """The sample being judged and when it began."""
-        identifier, started = wire.RUNNING.unpack_from(self.running, 0)
-        return self.in_flight.get(identifier), started
-
-    def last_output(self) -> str:
-        text = self.printed.decode("utf-8", "replace").strip()
-        crash = text.find("Fatal Python error")  # written by faulthandler: the innermost frames come first
-        shown = text[crash : crash + 300] if crash >= 0 else text[-200:]
-        return f"; it last printed: {shown}" if shown else ""
 
 
 class Supervisor:
@@ -82,8 +51,8 @@ class Supervisor:
         self._caller, self._settings, self._build_all = caller, settings, build_all
         self._timeouts: list[float] = settings["timeouts_seconds"]
         self._mean_seconds = [_IN_FLIGHT_SECONDS / 8] * len(self._timeouts)
-        self._queue: collections.deque[_Request] = collections.deque()
-        self._workers: list[_Handle] = []
+        self._queue: collections.deque[Request] = collections.deque()
+        self._workers: list[Handle] = []
         self._from_caller, self._to_caller = bytearray(), bytearray()
         self._selector = selectors.DefaultSelector()
         self._failed_starts = 0
@@ -110,7 +79,7 @@ class Supervisor:
 
     def stop(self) -> None:
         for worker in self._workers:
-            _kill(worker.pid)
+            kill(worker.pid)
 
     # -- the caller
 
@@ -124,14 +93,14 @@ class Supervisor:
             return False
         self._from_caller += chunk
         for (identifier, verifier, _), _, frame in wire.frames(self._from_caller, wire.REQUEST):
-            self._queue.append(_Request(identifier, verifier, frame, holders=1))
+            self._queue.append(Request(identifier, verifier, frame, holders=1))
         return bool(chunk)
 
     def _flush_to_caller(self) -> None:
-        _send(self._caller, self._to_caller)
+        send(self._caller, self._to_caller)
         self._watch(self._caller, self._to_caller, None)
 
-    def _watch(self, channel: socket.socket, outgoing: bytearray, data: _Handle | None) -> None:
+    def _watch(self, channel: socket.socket, outgoing: bytearray, data: Handle | None) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if outgoing else 0)
         if self._selector.get_key(channel).events != events:
             self._selector.modify(channel, events, data)
@@ -152,7 +121,7 @@ class Supervisor:
         os.set_blocking(read_end, False)
         with contextlib.suppress(OSError):  # the child does the same; whoever is first wins
             os.setpgid(pid, pid)
-        worker = _Handle(pid, ours, read_end, running)
+        worker = Handle(pid, ours, read_end, running)
         self._workers.append(worker)
         self._selector.register(ours, selectors.EVENT_READ, worker)
         self._selector.register(read_end, selectors.EVENT_READ, worker)
@@ -170,19 +139,21 @@ class Supervisor:
             wire.set_up_process(output, self._settings["niceness"])
             wire.Worker(channel, running, self._settings["memory_mib"]).run(self._build_all)
             status = 0
+        except BaseException:  # noqa: BLE001  said on stderr, which the supervisor reads; this process ends below
+            traceback.print_exc()
         finally:
             os._exit(status)
 
-    def _serve(self, worker: _Handle, source: Any, events: int) -> None:
+    def _serve(self, worker: Handle, source: Any, events: int) -> None:
         if source is not worker.channel:
             self._read_output(worker)
         elif events & selectors.EVENT_READ and not self._read_answers(worker):
             self._replace_dead(worker)
         elif events & selectors.EVENT_WRITE:
-            _send(worker.channel, worker.outgoing)
+            send(worker.channel, worker.outgoing)
             self._watch(worker.channel, worker.outgoing, worker)
 
-    def _read_output(self, worker: _Handle) -> None:
+    def _read_output(self, worker: Handle) -> None:
         """Keep the tail of what the worker prints, and throw the rest away."""
         try:
             chunk = os.read(worker.output, 2**16)
@@ -193,7 +164,7 @@ class Supervisor:
         if not chunk and worker.output in self._selector.get_map():
             self._selector.unregister(worker.output)
 
-    def _read_answers(self, worker: _Handle) -> bool:
+    def _read_answers(self, worker: Handle) -> bool:
         """Take the worker's answers; False when its end is closed."""
         try:
             chunk = worker.channel.recv(2**20)
@@ -216,33 +187,35 @@ class Supervisor:
                 self._finish(request, frame)
         return bool(chunk)
 
-    def _finish(self, request: _Request, frame: bytes) -> None:
+    def _finish(self, request: Request, frame: bytes) -> None:
         if not request.is_done:
             request.is_done = True
             self._to_caller += frame
 
-    def _blame(self, request: _Request, seconds: float, reason: str) -> None:
+    def _blame(self, request: Request, seconds: float, reason: str) -> None:
         verdict = dataclasses.replace(Verdict.indeterminate(reason), seconds=seconds)
         self._finish(request, wire.encode_answer(request.identifier, verdict))
 
-    def _replace_dead(self, worker: _Handle) -> None:
+    def _replace_dead(self, worker: Handle) -> None:
         """A worker hung up by itself: blame the sample it was judging, and nobody else."""
         request, started = worker.current()
-        status = _exit_status(worker.pid)
+        status = exit_status(worker.pid)
         with contextlib.suppress(OSError):
             self._read_output(worker)
         if request is not None and not worker.is_retiring:
-            reason = f"the verifier's process {_describe(status)} on this sample{worker.last_output()}"
+            reason = f"the verifier's process {describe_exit(status)} on this sample{worker.last_output()}"
             self._blame(request, time.monotonic() - started, reason)
         elif not worker.is_ready:
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
-                self._give_up(f"workers die while they start: the last one {_describe(status)}{worker.last_output()}")
+                self._give_up(
+                    f"workers die while they start: the last one {describe_exit(status)}{worker.last_output()}"
+                )
         self._replace(worker, is_dead=status is not None)
 
-    def _replace(self, worker: _Handle, *, is_dead: bool) -> None:
+    def _replace(self, worker: Handle, *, is_dead: bool) -> None:
         """Kill what is left of a worker's process group, hand its other samples back, and fork another."""
-        _kill(worker.pid)
+        kill(worker.pid)
         if not is_dead:
             self._zombies.append(worker.pid)
         for source in (worker.channel, worker.output):
@@ -277,7 +250,7 @@ class Supervisor:
             elif worker.in_flight:  # it has not begun yet, and does not tell when it does
                 wait_seconds = min(wait_seconds, _BEGIN_SECONDS)
             if worker.in_flight and len(self._workers) > 1:
-                wait_seconds = min(wait_seconds, _STEAL_SECONDS)
+                wait_seconds = min(wait_seconds, SLOW_SECONDS)
         return max(0.0, wait_seconds)
 
     def _enforce_deadlines(self) -> None:
@@ -285,7 +258,7 @@ class Supervisor:
         for worker in list(self._workers):
             request, started = worker.current()
             if request is not None and now - started > (limit := self._timeouts[request.verifier]):
-                _kill(worker.pid)
+                kill(worker.pid)
                 self._read_answers(worker)  # it may have finished at the last moment
                 self._blame(request, now - started, f"timeout: no verdict within {limit:g} s{worker.last_output()}")
                 self._replace(worker, is_dead=False)
@@ -296,11 +269,10 @@ class Supervisor:
         """Queue again what waits behind a slow sample, when another worker has nothing to do."""
         if self._queue or all(worker.in_flight for worker in self._workers):
             return
-        now = time.monotonic()
         for worker in self._workers:
-            running, started = worker.current()
-            if running is None or now - started < _STEAL_SECONDS:
+            if not worker.is_slow():
                 continue
+            running, _ = worker.current()
             for request in worker.in_flight.values():
                 if request is not running and request.holders == 1:
                     request.holders = 2
@@ -312,10 +284,10 @@ class Supervisor:
         for worker in self._workers:
             if not self._queue:
                 return
-            if worker.is_ready and not worker.is_retiring:
+            if worker.is_ready and not worker.is_retiring and not worker.is_slow():
                 self._feed(worker)
 
-    def _feed(self, worker: _Handle) -> None:
+    def _feed(self, worker: Handle) -> None:
         share = math.ceil(len(self._queue) / len(self._workers))
         budget_seconds = _IN_FLIGHT_SECONDS
         for request in worker.in_flight.values():
@@ -332,42 +304,8 @@ class Supervisor:
             worker.outgoing += request.frame
             budget_seconds -= self._mean_seconds[request.verifier]
             room -= 1
-        _send(worker.channel, worker.outgoing)
+        send(worker.channel, worker.outgoing)
         self._watch(worker.channel, worker.outgoing, worker)
-
-
-def _send(channel: socket.socket, outgoing: bytearray) -> None:
-    """Send what fits; a closed end shows itself at the next read."""
-    if outgoing:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            del outgoing[: channel.send(outgoing)]
-
-
-def _kill(pid: int) -> None:
-    # the leader is not reaped before this call, so its group id is still its own
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _exit_status(pid: int) -> int | None:
-    """Wait status of a process that closed its channel, or None when it is still alive after 50 ms."""
-    for _ in range(50):
-        done = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if done is not None:
-            _kill(pid)
-            return os.waitpid(pid, 0)[1]
-        time.sleep(0.001)
-    return None
-
-
-def _describe(status: int | None) -> str:
-    if status is None:
-        return "closed its channel"
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"exited with status {code}"
-    hint = " (the kernel, when memory runs out)" if -code == signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{hint}"
 
 
 def _has_threads() -> bool:
@@ -400,6 +338,7 @@ def main(caller_descriptor: int, settings_descriptor: int, mode: str) -> None:
             for descriptor in (caller_descriptor, settings_descriptor):
                 os.set_inheritable(descriptor, True)
             os.execv(sys.executable, [*sys.orig_argv[:-1], "separate"])
+        os.close(settings_descriptor)
         gc.freeze()
         supervisor = Supervisor(caller, settings, lambda: built)
     else:

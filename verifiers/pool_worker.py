@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import faulthandler
 import json
 import mmap
@@ -40,7 +41,6 @@ NO_SAMPLE = 2**64 - 4
 
 MAX_DETAIL_CHARACTERS = 600
 _FLUSH_SECONDS = 0.001
-_MEMORY_CHECK_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 
 
@@ -71,9 +71,15 @@ def failure(error: BaseException) -> Verdict:
 
 
 def _timed(result: object, seconds: float) -> Verdict:
+    """What the verifier returned, as a verdict that can be sent; anything else is a fault of the verifier."""
     if not isinstance(result, Verdict):
         result = Verdict.indeterminate(f"the verifier returned {result!r:.80} instead of a Verdict")
-    return Verdict(outcome=result.outcome, score=result.score, detail=result.detail, seconds=seconds)
+    try:
+        return Verdict(
+            outcome=Outcome(result.outcome), score=float(result.score), detail=str(result.detail), seconds=seconds
+        )
+    except (ValueError, TypeError) as error:
+        return dataclasses.replace(Verdict.indeterminate(f"not a verdict: {error}"), seconds=seconds)
 
 
 def encode_request(identifier: int, verifier: int, sample: Sample) -> bytes:
@@ -124,7 +130,7 @@ class Worker:
         self._running = running
         self._memory_mib = memory_mib
         self._answers = bytearray()
-        self._flushed = self._memory_checked = time.monotonic()
+        self._flushed = time.monotonic()
 
     def run(self, build: Callable[[], Sequence[Verifier]]) -> None:
         """Serve until the supervisor hangs up or the worker has to be replaced."""
@@ -135,8 +141,11 @@ class Worker:
             return
         size_bytes = _virtual_memory_bytes()
         limit_bytes = size_bytes + self._memory_mib * 2**20
+        _, hard_limit_bytes = resource.getrlimit(resource.RLIMIT_AS)
+        if hard_limit_bytes != resource.RLIM_INFINITY:
+            limit_bytes = min(limit_bytes, hard_limit_bytes)
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
-        self._recycle_bytes = size_bytes + self._memory_mib * 2**19
+        self._recycle_bytes = (size_bytes + limit_bytes) // 2
         self._channel.sendall(encode_notice(NOTICE_READY))
         incoming = bytearray()
         while chunk := self._channel.recv(2**20):
@@ -188,9 +197,6 @@ class Worker:
 
     def _has_grown(self) -> bool:
         """Whether a leak has taken half of the memory, so that the limit would soon hit an innocent sample."""
-        if self._flushed - self._memory_checked < _MEMORY_CHECK_SECONDS:
-            return False
-        self._memory_checked = self._flushed
         return _virtual_memory_bytes() > self._recycle_bytes
 
 

@@ -150,7 +150,7 @@ def source_of(name: str) -> str:
     if key in _registered and key not in BUILTIN:
         return _registered[key].place
     claims = [f"entry point {point.value} of {_distribution(point)}" for point in _entry_points().get(key, ())]
-    return " and ".join([BUILTIN[key]] * (key in BUILTIN) + claims)
+    return " and ".join(([BUILTIN[key]] if key in BUILTIN else []) + claims)
 
 
 def load_plugin(file: str) -> list[str]:
@@ -246,4 +246,4 @@ def _place(target: Any) -> str:
     try:
         return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
     except (OSError, TypeError):  # a console or a C function has no source file
-        return f"{target.__module__}:{getattr(target, '__qualname__', target)}"
+        return f"{getattr(target, '__module__', 'unknown module')}:{getattr(target, '__qualname__', repr(target))}"
