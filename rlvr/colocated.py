@@ -7,7 +7,6 @@ others are still being sampled. Weights come from the learner (`rlvr.weight_sync
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -41,19 +40,6 @@ class Sampled:
     """Nats, under the distribution that was sampled."""
     stopped: bool
     """True when the last token is an end token."""
-
-
-def prepare_environment() -> None:
-    """Set what vLLM reads from the environment at import. Call it before anything imports vllm."""
-    settings = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks on one machine would be bound to the same core
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
 
 
 class Sampler:

@@ -28,19 +28,36 @@ def pack(
     device: torch.device | str = "cpu",
     select: Sequence[int] | None = None,
 ) -> list[PackedRow]:
-    """Lay samples end to end in as few rows as first-fit needs.
-
-    A sample longer than `max_tokens` gets a row of its own: nothing is cut or dropped.
+    """Lay samples end to end in as few rows as first-fit needs; every completion token is a target.
 
     Args:
-        prompt_ids, completion_ids: tokens of the B samples; completions are not empty.
+        prompt_ids, completion_ids: tokens of the B samples; neither is empty.
         max_tokens: most tokens of a row.
         select: which samples to pack (default all); `token_index` still counts over all B.
     """
-    chosen = range(len(prompt_ids)) if select is None else select
-    sizes = {i: len(prompt_ids[i]) + len(completion_ids[i]) - 1 for i in chosen}
-    offsets = [0, *itertools.accumulate(len(c) for c in completion_ids)]
-    return [_row(group, prompt_ids, completion_ids, sizes, offsets, device) for group in bins(sizes, max_tokens)]
+    sequences = [(*prompt, *completion) for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    targets = [range(len(p), len(p) + len(c)) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    return pack_sequences(sequences, targets, max_tokens=max_tokens, device=device, select=select)
+
+
+def pack_sequences(
+    sequences: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    device: torch.device | str = "cpu",
+    select: Sequence[int] | None = None,
+) -> list[PackedRow]:
+    """Lay token sequences end to end. A sequence longer than `max_tokens` gets a row of its own: nothing is cut.
+
+    Args:
+        sequences: tokens of each of B sequences.
+        targets: positions, ascending and above 0, of the tokens to predict in each sequence; never empty.
+    """
+    chosen = range(len(sequences)) if select is None else select
+    sizes = {i: targets[i][-1] for i in chosen}  # what follows the last target is never read
+    offsets = [0, *itertools.accumulate(len(t) for t in targets)]
+    return [_row(group, sequences, targets, offsets, device) for group in bins(sizes, max_tokens)]
 
 
 def bins(sizes: dict[int, int], max_tokens: int) -> list[list[int]]:
@@ -64,33 +81,29 @@ def bins(sizes: dict[int, int], max_tokens: int) -> list[list[int]]:
 
 def _row(
     group: list[int],
-    prompt_ids: Sequence[Sequence[int]],
-    completion_ids: Sequence[Sequence[int]],
-    sizes: dict[int, int],
+    sequences: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
     offsets: list[int],
     device: torch.device | str,
 ) -> PackedRow:
     tokens: list[int] = []
     read_at: list[int] = []
     token_index: list[int] = []
-    targets: list[int] = []
+    target_ids: list[int] = []
     for i in group:
-        prompt, completion = prompt_ids[i], completion_ids[i]
-        first = len(tokens) + len(prompt) - 1  # the prompt's last token predicts the completion's first
-        tokens.extend(prompt)
-        tokens.extend(completion[:-1])
-        read_at.extend(range(first, first + len(completion)))
-        token_index.extend(range(offsets[i], offsets[i] + len(completion)))
-        targets.extend(completion)
-    lengths = tuple(sizes[i] for i in group)
-    positions = torch.cat([torch.arange(n) for n in lengths])
+        start = len(tokens)
+        tokens.extend(sequences[i][: targets[i][-1]])
+        read_at.extend(start + position - 1 for position in targets[i])  # the token before predicts it
+        token_index.extend(range(offsets[i], offsets[i] + len(targets[i])))
+        target_ids.extend(sequences[i][position] for position in targets[i])
+    lengths = tuple(targets[i][-1] for i in group)
     return PackedRow(
         sequences=tuple(group),
         input_ids=torch.tensor([tokens], device=device),
-        position_ids=positions[None].to(device),
+        position_ids=torch.cat([torch.arange(n) for n in lengths])[None].to(device),
         lengths=lengths,
         read_at=torch.tensor(read_at, device=device),
-        targets=torch.tensor(targets, device=device),
+        targets=torch.tensor(target_ids, device=device),
         token_index=torch.tensor(token_index, device=device),
     )
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from verifiers.base import Verdict
+
+if TYPE_CHECKING:  # `rlvr check` reads rows without torch
+    import torch
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,5 @@
+"""`python -m rlvr`, also under torchrun."""
+
+from rlvr.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,113 @@
+"""Tokenizers and chat templates."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlvr.errors import ConfigError, DataError
+
+TULU = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ '<|system|>\\n' + message['content'] + '\\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '<|user|>\\n' + message['content'] + '\\n' }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '<|assistant|>\\n' + message['content'] + eos_token + ('' if loop.last else '\\n') }}"
+    "{% endif %}"
+    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+    "{% endfor %}"
+)
+"""The format of arXiv 2411.15124, section 4 (open-instruct's `tulu` template): no BOS, no newline after the last EOS."""
+
+TEMPLATES = {"tulu": TULU}
+
+
+def load_tokenizer(path: str, chat_template: str | None) -> Any:
+    """The model's tokenizer, with a shipped chat template if one is named.
+
+    Raises ConfigError when there is no tokenizer, no chat template, or no end token.
+    """
+    from transformers import AutoTokenizer
+
+    if chat_template is not None and chat_template not in TEMPLATES:
+        raise ConfigError(f"model.chat_template={chat_template!r} is not shipped; there is: {', '.join(TEMPLATES)}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load a tokenizer from {path!r}: {error}. Check model.path.") from error
+    if chat_template is not None:
+        tokenizer.chat_template = TEMPLATES[chat_template]
+    if tokenizer.chat_template is None:
+        raise ConfigError(f"the tokenizer of {path!r} has no chat template. Set model.chat_template='tulu'.")
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer of {path!r} has no end token, so a completion could never end.")
+    return tokenizer
+
+
+Messages = Sequence[Mapping[str, str]]
+
+
+def encode_prompts(tokenizer: Any, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
+    """Tokens of each conversation up to where the assistant speaks next. One call of the tokenizer for all."""
+    return _encode(tokenizer, [_render(tokenizer, messages, add_generation_prompt=True) for messages in conversations])
+
+
+def encode_conversations(
+    tokenizer: Any, conversations: Sequence[Messages]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Tokens of each conversation, and the positions of those that the assistant says (its end tokens included).
+
+    Raises DataError when a conversation has no assistant turn, or when the template renders a prefix of it differently
+    from the whole, so that it is not known which tokens are the assistant's.
+    """
+    texts: list[str] = []
+    for messages in conversations:
+        texts.append(_render(tokenizer, messages))
+        for index in _assistant_turns(messages):
+            texts.append(_render(tokenizer, messages[:index], add_generation_prompt=True))
+            texts.append(_render(tokenizer, messages[: index + 1]))
+    encoded = iter(_encode(tokenizer, texts))
+    result = []
+    for messages in conversations:
+        whole = next(encoded)
+        targets: list[int] = []
+        for index in _assistant_turns(messages):
+            before, after = next(encoded), next(encoded)
+            if after[: len(before)] != before or whole[: len(after)] != after:
+                raise DataError(
+                    f"the chat template does not extend its own prefixes at turn {index + 1} of {messages!r:.120}: it is "
+                    "not known which tokens are the assistant's. Use model.chat_template='tulu'."
+                )
+            targets.extend(range(len(before), len(after)))
+        result.append((whole, tuple(targets)))
+    return result
+
+
+def _assistant_turns(messages: Messages) -> list[int]:
+    turns = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+    if not turns:
+        raise DataError(f"a conversation to imitate needs an assistant turn; got {messages!r:.120}")
+    return turns
+
+
+def _render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+    return str(
+        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    )
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[tuple[int, ...]]:
+    # the template writes every special token itself
+    return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def stop_token_ids(path: str, tokenizer: Any) -> list[int]:
+    """Every token that ends a completion: the tokenizer's EOS and those of `generation_config.json`."""
+    ids = [tokenizer.eos_token_id]
+    file = pathlib.Path(path) / "generation_config.json"
+    if file.is_file():
+        more = json.loads(file.read_text()).get("eos_token_id")
+        ids += more if isinstance(more, list) else [more] if more is not None else []
+    return list(dict.fromkeys(ids))

@@ -1,0 +1,171 @@
+"""One model under DeepSpeed: forward, backward, step, and its weights by name."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlvr import distributed
+from rlvr.config import Optimizer
+from rlvr.errors import NonFiniteError
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Engine:
+    """A DeepSpeed engine whose gradient accumulation ends where the caller says `step`.
+
+    DeepSpeed averages gradients over ranks; `backward` multiplies by the number of ranks, so that a loss that was
+    divided by a *global* denominator gives the gradient of the global sum.
+    """
+
+    def __init__(
+        self, name: str, model: nn.Module, optimizer: Optimizer, *, zero_stage: int, dtype: str, total_updates: int
+    ) -> None:
+        deepspeed = _deepspeed()
+        self.name = name
+        self._schedule = optimizer
+        self._total_updates = max(total_updates, 1)
+        self._zero_stage = zero_stage
+        self._gradient_norm = math.nan
+        self.updates = 0
+        """Optimizer steps taken."""
+        decayed = [p for p in model.parameters() if p.requires_grad]
+        adamw = torch.optim.AdamW(
+            decayed,
+            lr=optimizer.learning_rate,
+            betas=(optimizer.beta1, optimizer.beta2),
+            eps=optimizer.epsilon,
+            weight_decay=optimizer.weight_decay,
+        )
+        self._adamw_hook = adamw.register_step_pre_hook(lambda *_: self._check_gradients(adamw))
+        self.engine, *_ = deepspeed.initialize(
+            model=model.to(distributed.device()),
+            optimizer=adamw,
+            config=_deepspeed_config(optimizer, zero_stage, dtype),
+            dist_init_required=False,
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        return self.engine(*args)
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Forward only."""
+        self.engine.eval()
+        with torch.no_grad():
+            yield
+        self.engine.train()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradient of a loss that was divided by a denominator over all ranks."""
+        self.engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
+
+    def step(self) -> float:
+        """Reduce the gradients over ranks, clip them, and update the weights.
+
+        Returns the global gradient norm before clipping. Raises NonFiniteError on every rank, before any weight has
+        changed, when the gradient is not finite.
+        """
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.engine.step()
+        self.updates += 1
+        if self._zero_stage > 0:
+            self._gradient_norm = float(self.engine.get_global_grad_norm())
+        return self._gradient_norm
+
+    def learning_rate(self) -> float:
+        """Rate of the coming update."""
+        return learning_rate_at(self.updates, self._total_updates, self._schedule)
+
+    def _check_gradients(self, adamw: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for group in adamw.param_groups for p in group["params"] if p.grad is not None]
+        if self._zero_stage == 0:
+            # reduced already, hence alike on every rank; DeepSpeed keeps no norm here, so clip by ourselves
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self._gradient_norm = norm.item()
+            finite = math.isfinite(self._gradient_norm)
+            if finite:
+                parameters = [p for group in adamw.param_groups for p in group["params"]]
+                torch.nn.utils.clip_grads_with_norm_(parameters, self._schedule.max_gradient_norm, norm)
+        else:
+            # each rank holds a slice; DeepSpeed has scaled it by the global norm
+            broken = any(not torch.isfinite(g).all().item() for g in gradients)
+            finite = distributed.max_over_ranks([float(broken)])[0] == 0.0
+        if not finite:
+            raise NonFiniteError(
+                f"the {self.name}'s gradient is not finite at update {self.updates + 1}; no weight was changed. "
+                "Lower optimizer.learning_rate, or look for inf/NaN in the last samples and rewards."
+            )
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight of the transformer by its Hugging Face name, gathered where ZeRO-3 has split it. Collective."""
+        prefix = "transformer."
+        for name, parameter in self.engine.module.named_parameters():
+            with self._whole(parameter):
+                weight = parameter.detach().clone() if self._zero_stage == 3 else parameter.detach()
+            yield name.removeprefix(prefix), weight
+
+    @contextlib.contextmanager
+    def _whole(self, parameter: nn.Parameter) -> Iterator[None]:
+        if self._zero_stage < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            yield
+
+    def save(self, folder: str) -> None:
+        """Weights and optimizer state, each rank its part. Collective."""
+        self.engine.save_checkpoint(folder, tag=self.name, client_state={"updates": self.updates})
+
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote with the same number of ranks. Collective."""
+        _, state = self.engine.load_checkpoint(folder, tag=self.name)
+        self.updates = state["updates"]
+
+
+def learning_rate_at(update: int, total_updates: int, optimizer: Optimizer) -> float:
+    """Learning rate of optimizer step `update` (0-based): linear warm-up, then constant, linear or cosine to 0.
+
+    >>> rate = Optimizer(learning_rate=1.0, schedule="linear", warmup_ratio=0.2)
+    >>> [round(learning_rate_at(u, 10, rate), 3) for u in (0, 1, 2, 6, 9)]
+    [0.5, 1.0, 1.0, 0.5, 0.125]
+    """
+    warmup = round(optimizer.warmup_ratio * total_updates)
+    if update < warmup:
+        return optimizer.learning_rate * (update + 1) / warmup
+    progress = min((update - warmup) / max(total_updates - warmup, 1), 1.0)
+    shape = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
+    return optimizer.learning_rate * shape[optimizer.schedule]
+
+
+def _deepspeed() -> Any:
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        # gloo does the reductions; DeepSpeed's shared-memory ones would be compiled here, with g++ and ninja
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _deepspeed_config(optimizer: Optimizer, zero_stage: int, dtype: str) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed; rows are packed by tokens and scaled by us
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,  # `step` ends the accumulation
+        "zero_optimization": {"stage": zero_stage},
+        "gradient_clipping": optimizer.max_gradient_norm if zero_stage > 0 else 0.0,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**62,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,185 @@
+"""Everything a run is made of, on one rank: built before the first step, used by every step, taken down at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rlvr import checkpoint, distributed
+from rlvr.chat import load_tokenizer, stop_token_ids
+from rlvr.colocated import Sampler
+from rlvr.config import Config
+from rlvr.data import PromptSet, make_prompts, read_rows, verifier_names
+from rlvr.errors import ConfigError
+from rlvr.evaluate import evaluate
+from rlvr.learner import Learner, save_pretrained
+from rlvr.ledger import Ledger
+from rlvr.log import MetricsLog, console_line
+from rlvr.reward import Scorer, start_pool
+from rlvr.rollout import roll_out, share_of_rank, trajectories
+from rlvr.run_directory import RunDirectory
+from rlvr.startup import check_ground_truths
+from rlvr.weight_sync import WeightSync, make_canaries, refuse_disagreement
+from verifiers.pool import VerifierPool
+
+CONTRACT_PROMPTS = 8
+CANARY_TOKENS = 16
+
+
+class Parts:
+    """Everything a run is made of, on this rank."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.run = RunDirectory(config.run_dir)
+        self._log: MetricsLog | None = None
+        self._started = time.perf_counter()
+        self.tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
+        self.train_set, self.eval_sets, names = load_prompts(config, self.tokenizer)
+        for prompts in (self.train_set, *self.eval_sets):
+            self.say(prompts.summary())
+        self.pool: VerifierPool = start_pool(config, names)
+        updates = config.training.steps * config.algorithm.epochs * config.algorithm.minibatches
+        self.learner = Learner(config, total_updates=updates)
+        self.sampler = Sampler(
+            config,
+            stop_token_ids=stop_token_ids(config.model.path, self.tokenizer),
+            max_model_len=self._max_model_len(),
+        )
+        vocabulary = self.learner.policy.engine.module.transformer.config.vocab_size
+        canaries = make_canaries(vocabulary, count=config.proof.canaries, length=CANARY_TOKENS, seed=config.seed)
+        self.sync = WeightSync(self.learner, self.sampler, canaries)
+        self.ledger = Ledger.open(self.train_set)
+
+    def _max_model_len(self) -> int:
+        """Longest sequence of this run. Raises ConfigError when the model cannot hold it."""
+        needed = self.config.data.max_prompt_tokens + self.config.rollout.max_tokens
+        limit = getattr(self.learner.policy.engine.module.transformer.config, "max_position_embeddings", needed)
+        if needed > limit:
+            raise ConfigError(
+                f"data.max_prompt_tokens={self.config.data.max_prompt_tokens} + rollout.max_tokens="
+                f"{self.config.rollout.max_tokens} is {needed}, but the model has {limit} positions. Lower one of them."
+            )
+        return needed
+
+    def start(self, run: RunDirectory, recipe_text: str, *, resume: bool) -> int:
+        """Open the run directory, resume or begin, publish the first weights, prove that they arrived, and check the
+        log-prob contract. Returns the first step."""
+        first = 0
+        if resume:
+            state = checkpoint.resume(run.checkpoints, self.learner)
+            first = int(state["step"])
+            self.ledger = Ledger(**state["ledger"])
+        elif distributed.rank() == 0:
+            run.create(self.config, recipe_text)
+        distributed.barrier()
+        if distributed.rank() == 0:
+            self._log = MetricsLog(run, tensorboard=self.config.log.tensorboard, resume_at=first)
+        self.sync.publish()
+        difference = self._contract_difference()
+        self.say(
+            f"log-prob contract: learner and sampler differ by {difference:.1e} nats a token "
+            f"(tolerance {self.sync.tolerance:g}); ready after {time.perf_counter() - self._started:.0f} s"
+        )
+        return first
+
+    def _contract_difference(self) -> float:
+        """Sample as the recipe says, and compare log-probs with the learner's. Raises LogProbContractError."""
+        prompts = share_of_rank(self.train_set.prompts[: CONTRACT_PROMPTS * distributed.world_size()])
+        rollout = self.config.rollout
+        scorer = Scorer(self.pool, self.config.reward, self.config.verification.remap)
+        roll_out(
+            self.sampler,
+            self.tokenizer,
+            prompts,
+            samples_per_prompt=1,
+            temperature=rollout.temperature,
+            max_tokens=min(rollout.max_tokens, 64),
+            seed=(self.config.seed, "contract"),
+            on_completion=scorer.submit,
+        )
+        scored = scorer.collect()
+        batch = trajectories([dataclasses.replace(one, reward=0.0) for one in scored])
+        logprobs, _ = self.learner.logprobs(batch, self.learner.rows(batch))
+        total, count = distributed.sum_over_ranks(
+            [(logprobs - batch.sampler_logprobs).abs().sum().item(), float(logprobs.numel())]
+        )
+        difference = total / max(count, 1.0)
+        refuse_disagreement({"policy/sampler_difference": difference}, self.sync.tolerance)
+        return difference
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Evaluate on the held-out sets, if there are any, and log the result. Collective."""
+        metrics: dict[str, float] = {}
+        if not (self.config.evaluation.enabled and self.eval_sets):
+            return metrics
+        started = time.perf_counter()
+        for held_out in self.eval_sets:
+            metrics |= evaluate(self.config, self.sampler, self.tokenizer, self.pool, held_out)
+            name = f"eval/{held_out.name}"
+            self.say(
+                f"{name} after step {step}: pass@1 {metrics[f'{name}/pass_at_1']:.1%} "
+                f"(± {metrics[f'{name}/pass_at_1_ci95']:.1%}), greedy {metrics[f'{name}/pass_at_1_greedy']:.1%}"
+            )
+        metrics["time/evaluate_seconds"] = time.perf_counter() - started
+        if step == 0 and self._log is not None:
+            self._log.write(0, metrics | {"time/startup_seconds": started - self._started})
+        return metrics
+
+    def finish_step(self, step: int, metrics: dict[str, float], *, last: bool) -> None:
+        """Evaluate and checkpoint when it is time, and log the step. Collective."""
+        training = self.config.training
+        self.say(console_line(step, training.steps, metrics))
+        if last or (training.evaluate_every is not None and step % training.evaluate_every == 0):
+            metrics = metrics | self.evaluate(step)
+        if last or (training.checkpoint_every is not None and step % training.checkpoint_every == 0):
+            state = {"ledger": dataclasses.asdict(self.ledger)}
+            checkpoint.save(self.run.checkpoints, step, self.learner, state, keep=training.keep_checkpoints)
+        if self._log is not None:
+            self._log.write(step, metrics)
+            self.ledger.save(self.run.ledger)
+
+    def save_model(self) -> None:
+        """Write the final policy as a Hugging Face folder. Collective."""
+        save_pretrained(self.learner.policy, self.run.model, self.tokenizer)
+        self.say(f"final policy: {self.run.model}")
+
+    def say(self, line: str) -> None:
+        """Print from one rank."""
+        if distributed.rank() == 0:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        self.pool.close()
+        self.sampler.close()
+        if self._log is not None:
+            self._log.close()
+
+
+@contextmanager
+def run_parts(config: Config) -> Iterator[Parts]:
+    """Build the parts of a run, and take them down again."""
+    parts = Parts(config)
+    try:
+        yield parts
+    finally:
+        parts.close()
+        distributed.stop()
+
+
+def load_prompts(config: Config, tokenizer: Any) -> tuple[PromptSet, list[PromptSet], list[str]]:
+    """Read all rows, refuse unknown verifiers and unreadable ground truths, and tokenize.
+
+    Returns the training set, the held-out sets by file name, and the names of all verifiers that rows ask for.
+    """
+    train_rows = [row for source in config.data.train for row in read_rows(source)]
+    eval_rows = {pathlib.Path(source.path).stem: read_rows(source) for source in config.data.eval}
+    check_ground_truths(config, [train_rows, *eval_rows.values()])
+    limit = config.data.max_prompt_tokens
+    train_set = make_prompts("train", train_rows, tokenizer, limit)
+    eval_sets = [make_prompts(name, rows, tokenizer, limit) for name, rows in eval_rows.items()]
+    return train_set, eval_sets, verifier_names([train_rows, *eval_rows.values()])

@@ -1,0 +1,127 @@
+"""From completions to rewards: verdicts of the verifier pool, then Tülu 3's rule for completions without EOS."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+
+from rlvr import distributed
+from rlvr.config import Config, Reward
+from rlvr.errors import IndeterminateError
+from rlvr.records import Completion, Scored, Stop
+from verifiers.base import Outcome, Sample, Verdict
+from verifiers.pool import VerifierPool
+from verifiers.registry import VerifierSpec
+
+
+def start_pool(config: Config, names: Iterable[str]) -> VerifierPool:
+    """Start this rank's verifier workers, for the verifiers that the rows name and those that replace them."""
+    wanted = sorted({*names, *(name.lower() for name in config.verification.remap.values())})
+    options = {name.lower(): value for name, value in config.verification.options.items()}
+    specs = {
+        name: VerifierSpec(name=name, options=options.get(name, {}), plugins=tuple(config.plugins)) for name in wanted
+    }
+    return VerifierPool(
+        specs,
+        workers=config.verification.workers,
+        timeout_seconds=config.verification.timeout_seconds,
+        memory_mib=config.verification.memory_mib,
+    )
+
+
+class Scorer:
+    """Judges one batch of completions as they finish."""
+
+    def __init__(self, pool: VerifierPool, reward: Reward, remap: dict[str, str]) -> None:
+        self._pool = pool
+        self._reward = reward
+        self._remap = {key.lower(): value.lower() for key, value in remap.items()}
+        self._completions: dict[int, Completion] = {}
+        self._verdicts: dict[tuple[int, int], Verdict] = {}
+
+    def submit(self, index: int, completion: Completion) -> None:
+        """Send one completion to its verifiers; `index` is its place in the batch. Returns at once."""
+        self._completions[index] = completion
+        for number, task in enumerate(completion.prompt.tasks):
+            sample = Sample(
+                completion=completion.text,
+                ground_truth=task.ground_truth,
+                prompt=completion.prompt.text,
+                completion_tokens=len(completion.token_ids),
+                columns=completion.prompt.columns,
+            )
+            self._pool.submit((index, number), self._remap.get(task.verifier, task.verifier), sample)
+        self._take(self._pool.poll())
+
+    def collect(self) -> list[Scored]:
+        """Wait for the rest, and return the batch in order of index."""
+        self._take(self._pool.wait())
+        scored = []
+        for index in sorted(self._completions):
+            completion = self._completions[index]
+            verdicts = tuple(self._verdicts[index, n] for n in range(len(completion.prompt.tasks)))
+            scored.append(score(completion, verdicts, self._reward))
+        return scored
+
+    def _take(self, finished: Iterable[tuple[object, Verdict]]) -> None:
+        for key, verdict in finished:
+            self._verdicts[key] = verdict  # type: ignore[index]
+
+
+def score(completion: Completion, verdicts: tuple[Verdict, ...], reward: Reward) -> Scored:
+    """Weight the verdicts; a completion without EOS has its score *replaced* (arXiv 2411.15124, section 6.2, item 4).
+
+    An indeterminate verdict makes the sample's score None: it leaves the loss and is counted.
+    """
+    if any(verdict.outcome is Outcome.INDETERMINATE for verdict in verdicts):
+        return Scored(completion=completion, verdicts=verdicts, score=None, reward=None)
+    mean = sum(verdict.score for verdict in verdicts) / len(verdicts)
+    if completion.stop is Stop.LENGTH and reward.no_eos_score is not None:
+        return Scored(completion=completion, verdicts=verdicts, score=mean, reward=reward.no_eos_score)
+    return Scored(completion=completion, verdicts=verdicts, score=mean, reward=mean * reward.verification_reward)
+
+
+def reward_metrics(scored: Sequence[Scored], max_indeterminate_share: float) -> dict[str, float]:
+    """Rewards, verdicts and groups without signal over all ranks.
+
+    Raises IndeterminateError on every rank when the share of indeterminate verdicts is over the limit.
+    """
+    local = collections.Counter[str]()
+    groups = collections.defaultdict(set)
+    details = collections.Counter[str]()
+    for one in scored:
+        if one.reward is not None:
+            local["reward/mean"] += one.reward  # type: ignore[assignment]
+            local["count/reward/mean"] += 1
+            groups[one.completion.prompt.prompt_id].add(one.reward)
+        for task, verdict in zip(one.completion.prompt.tasks, one.verdicts, strict=True):
+            failed = verdict.outcome is Outcome.INDETERMINATE
+            local[f"verifier/{task.verifier}/indeterminate"] += failed
+            local["verdicts"] += 1
+            local["indeterminate"] += failed
+            if failed:
+                details[f"{task.verifier}: {verdict.detail}"] += 1
+                continue
+            local[f"verifier/{task.verifier}/correct"] += verdict.outcome is Outcome.CORRECT
+            local[f"count/verifier/{task.verifier}/correct"] += 1
+            if one.reward is not None:
+                local[f"reward/{task.verifier}"] += one.reward  # type: ignore[assignment]
+                local[f"count/reward/{task.verifier}"] += 1
+    local["rollout/groups_without_signal"] = sum(len(rewards) <= 1 for rewards in groups.values())
+    local["count/rollout/groups_without_signal"] = len(groups)
+    total = collections.Counter[str]()
+    reasons = collections.Counter[str]()
+    for rank_counts, rank_reasons in distributed.gather_objects((dict(local), dict(details))):
+        total.update(rank_counts)
+        reasons.update(rank_reasons)
+    share = total["indeterminate"] / max(total["verdicts"], 1)
+    if share > max_indeterminate_share:
+        common = "; ".join(f"{detail} ({count} times)" for detail, count in reasons.most_common(3))
+        raise IndeterminateError(
+            f"{total['indeterminate']} of {total['verdicts']} verdicts of this step are indeterminate ({share:.1%}, "
+            f"limit reward.max_indeterminate_share={max_indeterminate_share:g}): {common}. The verifier or its ground "
+            "truths are broken; training on the rest would be on a biased sample."
+        )
+    skip = ("count/", "verdicts", "indeterminate")
+    names = [name for name in total if not name.startswith(skip)]
+    return {name: total[name] / total[f"count/{name}"] if f"count/{name}" in total else total[name] for name in names}

@@ -1,0 +1,97 @@
+"""Sampling: prompts in, completions out, each with a seed of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from rlvr import distributed
+from rlvr.colocated import Request, Sampled, Sampler
+from rlvr.records import Completion, Prompt, Scored, Stop, Trajectories
+from rlvr.seeds import derive
+
+
+def share_of_rank(items: Sequence[Any]) -> list[Any]:
+    """This rank's part of a list that every rank holds: every world-size-th item, so that all are used."""
+    return list(items[distributed.rank() :: distributed.world_size()])
+
+
+def roll_out(
+    sampler: Sampler,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    samples_per_prompt: int,
+    temperature: float,
+    max_tokens: int,
+    seed: tuple[int | str, ...],
+    on_completion: Callable[[int, Completion], None] = lambda index, completion: None,
+) -> list[Completion]:
+    """Sample `samples_per_prompt` completions of each prompt, in prompt order.
+
+    Args:
+        temperature: 0 is greedy.
+        seed: what the draw is for; each completion's generator is seeded by it, the prompt id and the sample number.
+        on_completion: called with (index in the result, completion) as each one finishes.
+    """
+    plan = [(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
+    requests = [
+        Request(
+            token_ids=prompt.token_ids,
+            seed=derive(*seed, prompt.prompt_id, sample),
+            temperature=temperature,
+            max_tokens=max_tokens,
+        )
+        for prompt, sample in plan
+    ]
+    completions: dict[int, Completion] = {}
+
+    def finished(index: int, sampled: Sampled) -> None:
+        prompt, sample = plan[index]
+        completions[index] = Completion(
+            prompt=prompt,
+            sample=sample,
+            token_ids=sampled.token_ids,
+            logprobs=sampled.logprobs,
+            text=tokenizer.decode(sampled.token_ids, skip_special_tokens=True),
+            stop=Stop.EOS if sampled.stopped else Stop.LENGTH,
+            policy_version=sampler.policy_version,
+        )
+        on_completion(index, completions[index])
+
+    sampler.generate(requests, finished)
+    return [completions[index] for index in range(len(plan))]
+
+
+def trajectories(scored: Sequence[Scored]) -> Trajectories:
+    """What the learner needs of the scored completions; indeterminate ones are left out."""
+    kept = [one for one in scored if one.reward is not None]
+    completions = [one.completion for one in kept]
+    return Trajectories(
+        prompt_ids=tuple(c.prompt.token_ids for c in completions),
+        completion_ids=tuple(c.token_ids for c in completions),
+        lengths=torch.tensor([len(c.token_ids) for c in completions], dtype=torch.int64),
+        groups=torch.tensor([c.prompt.prompt_id for c in completions], dtype=torch.int64),
+        rewards=torch.tensor([one.reward for one in kept], dtype=torch.float32),
+        sampler_logprobs=torch.tensor([p for c in completions for p in c.logprobs], dtype=torch.float32),
+    )
+
+
+def rollout_metrics(completions: Sequence[Completion], seconds: float) -> dict[str, float]:
+    """Lengths, truncation and speed over all ranks."""
+    lengths = [len(c.token_ids) for c in completions]
+    count, tokens, truncated = distributed.sum_over_ranks(
+        [len(lengths), sum(lengths), sum(c.stop is Stop.LENGTH for c in completions)]
+    )
+    longest, slowest = distributed.max_over_ranks([max(lengths, default=0), seconds])
+    return {
+        "rollout/tokens": tokens,
+        "rollout/completions": count,
+        "rollout/length_mean_tokens": tokens / count if count else math.nan,
+        "rollout/length_max_tokens": longest,
+        "rollout/truncated": truncated / count if count else math.nan,
+        "rollout/tokens_per_second": tokens / slowest if slowest else math.nan,
+    }

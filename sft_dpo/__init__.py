@@ -1,0 +1,1 @@
+"""What makes the starting policy: supervised fine-tuning first."""

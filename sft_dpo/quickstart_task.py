@@ -1,0 +1,257 @@
+"""The quickstart's world: a tiny model, its tokenizer, demonstrations to imitate, and prompts to be rewarded on.
+
+Arithmetic questions (judged by the verifier `math`) and constrained requests (judged by `tulu3_ifeval`). The
+demonstrations are those of a sloppy teacher: where a task can go wrong in a typical way (a carry forgotten, a word
+too many, a wrong ending), `flawed_share` of the demonstrations do. Imitation therefore gives a policy that knows the
+form and both ways; only the verifiers can tell it which way is right.
+
+Train and held-out prompts never share a problem: what is asked (operands, word and count, ...) decides by its hash
+on which side every wording of it falls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import pathlib
+import random
+from collections.abc import Callable
+
+from rlvr.chat import TULU
+
+END_TOKEN = "<|endoftext|>"
+ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
+VOCABULARY_SIZE = 512
+HELD_OUT_PERCENT = 20
+NAMES = ("Ann", "Ben", "Eva", "Ida", "Leo", "Max", "Mia", "Tom")
+THINGS = ("apples", "books", "coins", "cups", "eggs", "hats", "keys", "nuts", "pens", "stones")
+WORDS = ("blue", "cat", "dog", "fish", "gold", "moon", "plum", "rain", "red", "sun", "tea", "tree")
+ANIMALS = ("ant", "bear", "cow", "duck", "fox", "goat", "hen", "lion", "owl", "seal", "swan", "wolf")
+ENDINGS = ("that is all", "thank you", "the end", "good luck", "so long", "all done")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing to ask."""
+
+    key: str
+    """What is asked, whatever the wording: decides between train and held-out."""
+    question: str
+    right: str
+    flawed: str
+    """The typical mistake."""
+    verifier: str
+    ground_truth: str
+
+    def is_held_out(self) -> bool:
+        return int(hashlib.sha256(self.key.encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
+
+    def row(self) -> dict[str, object]:
+        """The three columns of an RLVR row."""
+        message = {"role": "user", "content": self.question}
+        return {"messages": [message], "ground_truth": self.ground_truth, "dataset": self.verifier}
+
+    def demonstration(self, *, flawed: bool) -> dict[str, object]:
+        """A conversation to imitate."""
+        answer = self.flawed if flawed else self.right
+        turns = [{"role": "user", "content": self.question}, {"role": "assistant", "content": answer}]
+        return {"messages": turns}
+
+
+def addition(draw: random.Random) -> Problem:
+    """Two-digit addition with a carry; the mistake is to forget it."""
+    ones, more_ones = draw.choice([(a, b) for a in range(1, 10) for b in range(1, 10) if a + b >= 10])
+    tens, more_tens = draw.randint(1, 8), draw.randint(1, 8)
+    a, b = 10 * tens + ones, 10 * more_tens + more_ones
+    name, thing = draw.choice(NAMES), draw.choice(THINGS)
+    question = draw.choice(
+        [f"What is {a} + {b}?", f"{name} has {a} {thing} and gets {b} more. How many {thing} are there?"]
+    )
+    first, second = sorted((a, b))
+    return _arithmetic(f"{first}+{second}", question, f"{a} + {b}", a + b, a + b - 10)
+
+
+def subtraction(draw: random.Random) -> Problem:
+    """Two-digit subtraction with a borrow; the mistake is to take the smaller digit from the larger."""
+    ones, less_ones = draw.choice([(a, b) for a in range(0, 9) for b in range(1, 10) if a < b])
+    less_tens = draw.randint(1, 7)
+    tens = draw.randint(less_tens + 1, 9)
+    a, b = 10 * tens + ones, 10 * less_tens + less_ones
+    name, thing = draw.choice(NAMES), draw.choice(THINGS)
+    question = draw.choice(
+        [f"What is {a} - {b}?", f"{name} has {a} {thing} and loses {b}. How many {thing} are left?"]
+    )
+    mistaken = 10 * (tens - less_tens) + less_ones - ones
+    return _arithmetic(f"{a}-{b}", question, f"{a} - {b}", a - b, mistaken)
+
+
+def _arithmetic(key: str, question: str, working: str, answer: int, mistaken: int) -> Problem:
+    return Problem(
+        key=key,
+        question=question,
+        right=f"{working} = {answer}",
+        flawed=f"{working} = {mistaken}",
+        verifier="math",
+        ground_truth=str(answer),
+    )
+
+
+def repetition(draw: random.Random) -> Problem:
+    """Say a word exactly N times; the mistake is one too many."""
+    word, count = draw.choice(WORDS), draw.randint(2, 6)
+    question = draw.choice([f"Say the word {word} {count} times.", f"Write {word} exactly {count} times."])
+    return _constrained(
+        f"{word} x{count}",
+        question,
+        " ".join([word] * count),
+        " ".join([word] * (count + 1)),
+        {"func_name": "verify_keyword_frequency", "word": word, "N": count},
+    )
+
+
+def capitals(draw: random.Random) -> Problem:
+    """Name animals in capitals; the mistake is to name them as usual."""
+    chosen = draw.sample(ANIMALS, 3)
+    first, second, answer = chosen[0], chosen[1], " ".join(chosen)
+    question = draw.choice(
+        [f"Write {first} and {second} and one more animal in capital letters.", f"Shout: {first}, {second} and a third animal."]
+    )
+    return _constrained(
+        f"capitals {first} {second}", question, answer.upper(), answer, {"func_name": "validate_uppercase"}
+    )
+
+
+def ending(draw: random.Random) -> Problem:
+    """End with a given phrase; the mistake is to leave it out."""
+    animal, word, phrase = draw.choice(ANIMALS), draw.choice(WORDS), draw.choice(ENDINGS)
+    question = draw.choice(
+        [f"Talk about a {animal} and {word}. Finish with: {phrase}", f"Mention {animal} and {word}, and end with: {phrase}"]
+    )
+    return _constrained(
+        f"ending {animal} {word} {phrase}",
+        question,
+        f"a {animal} likes {word}. {phrase}",
+        f"a {animal} likes {word}.",
+        {"func_name": "validate_end", "end_phrase": phrase},
+    )
+
+
+def _constrained(key: str, question: str, right: str, flawed: str, constraint: dict[str, object]) -> Problem:
+    return Problem(
+        key=key, question=question, right=right, flawed=flawed, verifier="tulu3_ifeval", ground_truth=json.dumps(constraint)
+    )
+
+
+FAMILIES: dict[str, tuple[Callable[[random.Random], Problem], int]] = {
+    "addition": (addition, 4),
+    "subtraction": (subtraction, 4),
+    "repetition": (repetition, 2),
+    "capitals": (capitals, 1),
+    "ending": (ending, 1),
+}
+"""Each family and its weight in the mixture."""
+
+
+def draw_problems(seed: int, count: int, *, held_out: bool) -> list[Problem]:
+    """Problems of one side of the split, drawn with replacement by family weight; held-out ones do not repeat."""
+    draw = random.Random(f"{seed} {held_out}")
+    families, weights = zip(*FAMILIES.values(), strict=True)
+    problems: dict[str, Problem] = {}
+    while len(problems) < count:
+        problem = draw.choices(families, weights)[0](draw)
+        if problem.is_held_out() == held_out:
+            problems[problem.key if held_out else f"{len(problems)} {problem.key}"] = problem
+    return list(problems.values())
+
+
+def write(folder: pathlib.Path, *, seed: int, demonstrations: int, train: int, held_out: int, flawed_share: float) -> None:
+    """Write `model/` (random weights), `demonstrations.jsonl`, `train.jsonl` and `heldout.jsonl`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(f"{seed} flawed")
+    shown = [
+        problem.demonstration(flawed=draw.random() < flawed_share)
+        for problem in draw_problems(seed, demonstrations, held_out=False)
+    ]
+    _write_lines(folder / "demonstrations.jsonl", shown)
+    _write_lines(folder / "train.jsonl", [p.row() for p in draw_problems(seed + 1, train, held_out=False)])
+    _write_lines(folder / "heldout.jsonl", [p.row() for p in draw_problems(seed, held_out, held_out=True)])
+    make_model(folder / "model", shown, seed)
+
+
+def _write_lines(path: pathlib.Path, rows: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def make_model(folder: pathlib.Path, demonstrations: list[dict[str, object]], seed: int) -> None:
+    """A Llama of about a million parameters with random weights, and a byte-level tokenizer trained on the texts."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = train_tokenizer([str(turn["content"]) for row in demonstrations for turn in row["messages"]])  # type: ignore[attr-defined]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        initializer_range=0.05,
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_tokenizer(texts: list[str]):  # type: ignore[no-untyped-def]
+    """Byte-level BPE, digits apart, with the `tulu` chat template and one end token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=[END_TOKEN, *ROLE_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_TOKEN, pad_token=END_TOKEN)
+    fast.chat_template = TULU
+    return fast
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    """`python -m sft_dpo quickstart-task FOLDER`."""
+    parser = commands.add_parser("quickstart-task", help="write the quickstart's tiny model and rows")
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--demonstrations", type=int, default=20000)
+    parser.add_argument("--train", type=int, default=8000)
+    parser.add_argument("--held-out", type=int, default=400)
+    parser.add_argument("--flawed-share", type=float, default=0.6, help="demonstrations that make the typical mistake")
+    parser.set_defaults(handler=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    write(
+        arguments.folder,
+        seed=arguments.seed,
+        demonstrations=arguments.demonstrations,
+        train=arguments.train,
+        held_out=arguments.held_out,
+        flawed_share=arguments.flawed_share,
+    )
+    return 0
