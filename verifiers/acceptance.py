@@ -6,9 +6,9 @@ A table is JSONL, one case a line:
 
 `kind` is `must_pass` (correct, or it is a false negative), `must_fail` (wrong; correct is a false positive), `hack` (an
 attempt to be paid for nothing: anything but correct) or `indeterminate` (the ground truth cannot be read, so neither
-right nor wrong). May be left out: `id`, `note`, `expected` (the one outcome allowed, where it is not the usual one of the
-kind), `score` (the exact score), `options`, `prompt`, `completion_tokens`, `columns`, `repeat` (the completion that many
-times, for large inputs) and `verifier` (in a table for several).
+right nor wrong). May be left out: `id`, `note`, `expected` (the one outcome allowed, where it is not the usual one of
+the kind), `score` (the exact score), `options`, `prompt`, `completion_tokens`, `columns`, `repeat` (the completion that
+many times, for large inputs) and `verifier` (in a table for several).
 """
 
 from __future__ import annotations

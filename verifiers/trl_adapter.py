@@ -49,7 +49,10 @@ class TrlVerifier(Verifier):
             raise PluginError(
                 f"verifier 'trl': {self.config.function!r} is not a function; it is {self._function!r:.100}."
             )
-        parameters = inspect.signature(self._function).parameters.values()
+        try:
+            parameters = inspect.signature(self._function).parameters.values()
+        except ValueError as error:  # some C functions do not tell
+            raise PluginError(f"verifier 'trl': {self.config.function!r} is no reward function: {error}.") from error
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         self._accepted = None if takes_any else {parameter.name for parameter in parameters}
         if self._accepted is not None and "completions" not in self._accepted:
