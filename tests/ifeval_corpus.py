@@ -1,5 +1,6 @@
 """Responses to compare verdicts on: real texts, templates that follow one instruction, mutations and edge cases."""
 
+# ruff: noqa: E501, SIM905 - tables of texts read better unwrapped
 from __future__ import annotations
 
 import json

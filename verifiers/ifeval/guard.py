@@ -29,9 +29,9 @@ class GuardBounds(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    minimum_words: int = pydantic.Field(default=5, ge=0)
+    minimum_words: int = pydantic.Field(default=3, ge=0)
     """Fewest words. A constraint that asks for a short reply lowers it."""
-    minimum_letter_share: float = pydantic.Field(default=0.5, ge=0, le=1)
+    minimum_letter_share: float = pydantic.Field(default=0.3, ge=0, le=1)
     """Smallest share of letters among the characters that are not white space."""
     maximum_repetition: float = pydantic.Field(default=0.5, ge=0, le=1)
     """Largest share of repeats: of the commonest word, of three-word runs seen before, or of doubled letters."""
@@ -125,8 +125,8 @@ def find_spam(
         bounds: of the four measures; None is no guard, and everything is text.
         allowance: what the constraints ask for.
 
-    >>> find_spam("* * * * * a b c", "", GuardBounds())
-    '3 words (at least 5)'
+    >>> find_spam("* * * * * a b", "", GuardBounds())
+    '2 words (at least 3)'
     """
     if bounds is None:
         return None

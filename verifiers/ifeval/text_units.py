@@ -87,14 +87,19 @@ def _word_tokenizer() -> Any:
     return NLTKWordTokenizer()
 
 
+# a sentence costs 0.1 ms, and degenerate completions are one short sentence a thousand times over
+@functools.lru_cache(maxsize=2048)
+def _tokenize_sentence(sentence: str) -> tuple[str, ...]:
+    return tuple(_word_tokenizer().tokenize(sentence))
+
+
 def tokenize_words(text: str) -> list[str]:
     """Words and punctuation as nltk's `word_tokenize` gives them: sentence by sentence, in Penn Treebank style.
 
     >>> tokenize_words("Don't stop. It's 5 p.m. now.")
     ['Do', "n't", 'stop', '.', 'It', "'s", '5', 'p.m.', 'now', '.']
     """
-    tokenizer = _word_tokenizer()
-    return [token for sentence in split_sentences(text) for token in tokenizer.tokenize(sentence)]
+    return [token for sentence in split_sentences(text) for token in _tokenize_sentence(sentence)]
 
 
 def count_words(text: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from verifiers.base import Sample, Verdict, Verifier
@@ -61,10 +61,15 @@ class Constraint:
 
     name: str
     arguments: Mapping[str, Any]
+    """As the correct checks take them."""
+    as_given: Mapping[str, Any]
+    """As the row has them, which is how the original functions got them."""
 
-    def check(self, module: Any) -> Callable[[str], bool]:
-        function = getattr(module, self.name)
-        return lambda text: bool(function(text, **self.arguments))
+    def holds(self, completion: str) -> bool:
+        return bool(getattr(checks, self.name)(completion, **self.arguments))
+
+    def held_originally(self, completion: str) -> bool:
+        return bool(getattr(compat, self.name)(completion, **self.as_given))
 
 
 def _fault(reason: str, value: Any) -> GroundTruthError:
@@ -148,7 +153,7 @@ def read_constraint(ground_truth: Any) -> Constraint:
     arguments = {key: _read_argument(key, given[key]) for key in wanted}
     if name == "validate_paragraphs" and arguments["i"] > arguments["N"]:
         raise _fault("paragraph 'i' lies beyond the last paragraph 'N'", ground_truth)
-    return Constraint(name=name, arguments=arguments)
+    return Constraint(name=name, arguments=arguments, as_given={key: given[key] for key in wanted})
 
 
 @register("tulu3_ifeval")
@@ -177,7 +182,8 @@ class Tulu3IFEvalVerifier(Verifier):
         constraint = read_constraint(sample.ground_truth)
         if not self.config.compat and not sample.completion.strip():
             return Verdict.wrong("the completion is empty")
-        if not constraint.check(compat if self.config.compat else checks)(sample.completion):
+        judge = constraint.held_originally if self.config.compat else constraint.holds
+        if not judge(sample.completion):
             return Verdict.wrong(f"{_describe(constraint)} does not hold")
         if spam := find_spam(sample.completion, sample.prompt, self._bounds, allowance=_allowance(constraint)):
             return Verdict.wrong(f"{_describe(constraint)} holds, but the content guard found {spam}")
