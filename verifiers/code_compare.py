@@ -81,7 +81,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "float": lambda value=0.0: float(value) if isinstance(value, (int, float, str)) else float(_real(value)),
     "isinstance": isinstance,
     "type": type,
-    "math.isclose": lambda a, b, rel_tol=1e-9, abs_tol=0.0: math.isclose(_real(a), _real(b), rel_tol=rel_tol, abs_tol=abs_tol),
+    "math.isclose": lambda a, b, rel_tol=1e-9, abs_tol=0.0: math.isclose(
+        _real(a), _real(b), rel_tol=rel_tol, abs_tol=abs_tol
+    ),
     "math.fabs": lambda value: math.fabs(_real(value)),
     "math.sqrt": lambda value: math.sqrt(_real(value)),
     "math.floor": lambda value: math.floor(_real(value)),
@@ -122,13 +124,19 @@ def _arithmetic(kind: type, left: Any, right: Any) -> Any:
     for value in (left, right):
         if isinstance(value, int) and value.bit_length() > _MOST_BITS:
             raise TestFailed(f"arithmetic on an integer of {value.bit_length()} bits")
-    if kind is ast.Pow and not (numbers and abs(right) <= 1000 and (not isinstance(left, int) or left.bit_length() <= 100)):
+    if kind is ast.Pow and not (
+        numbers and abs(right) <= 1000 and (not isinstance(left, int) or left.bit_length() <= 100)
+    ):
         raise TestFailed("a power too large to compute here")
     if kind is ast.Mult and not numbers:
         sized, count = (left, right) if _is_sized(left) else (right, left)
         if not (_is_sized(sized) and isinstance(count, int) and len(sized) * count <= _LONGEST):
             raise TestFailed(f"cannot multiply {_name(left)} by {_name(right)} here")
-    elif not numbers and not (kind is ast.Add and _is_sized(left)) and not (kind is ast.Sub and isinstance(left, (set, frozenset))):
+    elif (
+        not numbers
+        and not (kind is ast.Add and _is_sized(left))
+        and not (kind is ast.Sub and isinstance(left, (set, frozenset)))
+    ):
         raise TestFailed(f"no such operation on {_name(left)} and {_name(right)}")
     return ARITHMETIC[kind](left, right)
 
@@ -189,7 +197,9 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
             return inner(owner)[inner(index)]
         case ast.Attribute() if (constant := ast.unparse(node)) in CONSTANTS:
             return CONSTANTS[constant]
-        case ast.Call(func=function, args=arguments, keywords=keywords) if (called := ast.unparse(function)) in FUNCTIONS:
+        case ast.Call(func=function, args=arguments, keywords=keywords) if (
+            called := ast.unparse(function)
+        ) in FUNCTIONS:
             named = {keyword.arg: inner(keyword.value) for keyword in keywords if keyword.arg}
             return FUNCTIONS[called](*[inner(argument) for argument in arguments], **named)
     raise NotEvaluable(ast.unparse(node)[:80])

@@ -51,7 +51,9 @@ def _parse(source: str, what: str) -> ast.Module:
     try:
         return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise GroundTruthError(f"{what} of the ground truth is not Python ({error}): {source[:200]!r}. Fix or remove the row.") from error
+        raise GroundTruthError(
+            f"{what} of the ground truth is not Python ({error}): {source[:200]!r}. Fix or remove the row."
+        ) from error
 
 
 def free_names(tree: ast.AST) -> set[str]:
@@ -102,7 +104,9 @@ def plan_tests(tests: tuple[str, ...], *, entry_point: str | None, setup: str) -
     for source, tree in zip(tests, trees, strict=True):
         check = _check_function(tree)
         if check is not None and not entry_point:
-            raise GroundTruthError("a test of the form check(candidate) needs an 'entry_point' in the ground truth; it has none.")
+            raise GroundTruthError(
+                "a test of the form check(candidate) needs an 'entry_point' in the ground truth; it has none."
+            )
         sources.append(f"{source}\ncheck({entry_point})" if check is not None else source)
         for node in tree.body:
             if node is check:
@@ -112,6 +116,8 @@ def plan_tests(tests: tuple[str, ...], *, entry_point: str | None, setup: str) -
     names = set().union(*(free_names(tree) for tree in trees), {entry_point} if entry_point else set())
     # a function under test may have a builtin's name: `assert sum(10, 15) == 6` in MBPP
     names = names or {name for tree in trees for node in ast.walk(tree) if (name := _called_name(node))}
+    if not names:
+        raise GroundTruthError(f"the tests use nothing of the program: {tests!r:.200}. Fix or remove the row.")
     needed = free_names(setup_tree)
     defined = {
         node.id for node in ast.walk(setup_tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
@@ -140,7 +146,9 @@ def _split(statements: list[tuple[ast.stmt, str | None]], names: set[str], entry
                 splitter = _Splitter(names | ({alias} if alias else set()), alias, entry_point)
                 comparison = splitter.take(test)
                 if splitter.calls:
-                    split.append(SplitTest(source=ast.unparse(node), calls=tuple(splitter.calls), comparison=comparison))
+                    split.append(
+                        SplitTest(source=ast.unparse(node), calls=tuple(splitter.calls), comparison=comparison)
+                    )
                 elif not (isinstance(test, ast.Constant) and test.value):
                     raise NotEvaluable("an assertion without a call")
             case ast.Expr(value=ast.Constant()) | ast.Pass():
@@ -185,7 +193,9 @@ class _Splitter:
                 return ast.Subscript(value=self.take(owner), slice=self.take(index), ctx=ast.Load())
             case ast.Attribute() if ast.unparse(node) in CONSTANTS:
                 return node
-            case ast.Name(id="bool" | "int" | "float" | "complex" | "str" | "bytes" | "list" | "tuple" | "dict" | "set"):
+            case ast.Name(
+                id="bool" | "int" | "float" | "complex" | "str" | "bytes" | "list" | "tuple" | "dict" | "set"
+            ):
                 return node
             case ast.Call(func=function, args=arguments, keywords=keywords) if ast.unparse(function) in FUNCTIONS:
                 named = [ast.keyword(arg=keyword.arg, value=self.take(keyword.value)) for keyword in keywords]

@@ -41,7 +41,9 @@ def _read_tests(document: str) -> Plan:
         raise GroundTruthError(f"a code ground truth is a list of asserts or an object with 'tests'; got {row!r:.200}")
     unknown = set(row) - set(_TESTS) - set(_SETUP) - _OTHER
     if unknown:
-        raise GroundTruthError(f"unknown keys {sorted(unknown)} in a code ground truth; known: {sorted({*_TESTS, *_SETUP, *_OTHER})}")
+        raise GroundTruthError(
+            f"unknown keys {sorted(unknown)} in a code ground truth; known: {sorted({*_TESTS, *_SETUP, *_OTHER})}"
+        )
     tests = _only_one(row, _TESTS) or []
     if isinstance(tests, str):
         tests = [tests]
@@ -78,13 +80,19 @@ def read_cases(ground_truth: Any, *, longest_output: int) -> list[Case]:
     """
     rows = _from_text(ground_truth)
     if not isinstance(rows, list) or not rows:
-        raise GroundTruthError(f'a code_stdio ground truth is a list of {{"input", "output"}} objects; got {rows!r:.200}')
+        raise GroundTruthError(
+            f'a code_stdio ground truth is a list of {{"input", "output"}} objects; got {rows!r:.200}'
+        )
     cases = []
     for row in rows:
-        if not (isinstance(row, dict) and set(row) == {"input", "output"} and all(isinstance(v, str) for v in row.values())):
+        if not (
+            isinstance(row, dict) and set(row) == {"input", "output"} and all(isinstance(v, str) for v in row.values())
+        ):
             raise GroundTruthError(f'a case needs the texts "input" and "output" and nothing else; got {row!r:.200}')
         if len(row["output"].encode()) > longest_output:
-            raise GroundTruthError(f"an expected output of {len(row['output'])} characters; raise output_kib ({longest_output} bytes)")
+            raise GroundTruthError(
+                f"an expected output of {len(row['output'])} characters; raise output_kib ({longest_output} bytes)"
+            )
         cases.append(Case(stdin=row["input"], stdout=row["output"]))
     return cases
 
@@ -102,7 +110,9 @@ def _from_text(ground_truth: Any) -> Any:
             ) from None
     if "assert" in ground_truth or "def check" in ground_truth:
         return [ground_truth]
-    raise GroundTruthError(f"a code ground truth given as text must be JSON or Python tests; got {ground_truth[:200]!r}")
+    raise GroundTruthError(
+        f"a code ground truth given as text must be JSON or Python tests; got {ground_truth[:200]!r}"
+    )
 
 
 def _is_pickle(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -86,9 +87,7 @@ class Runner:
         report.results += ["not run"] * (len(tests) - len(report.results))
         return report
 
-    def _run_some(
-        self, program: str, plan: Plan, tests: Sequence[SplitTest], report: Report, deadline: float
-    ) -> None:
+    def _run_some(self, program: str, plan: Plan, tests: Sequence[SplitTest], report: Report, deadline: float) -> None:
         """Run tests until one ends the process; at least one gets a result."""
         process = self._open(_sources(program, plan))
         results = report.results
@@ -111,8 +110,6 @@ class Runner:
         finally:
             ended = process.end()
             _close(report, process, ended, reason)
-            if reason == "closed":
-                results[-1] = f"the program ended before it answered ({report.reason})"
 
     def _judge(self, process: SandboxedProcess, test: SplitTest, token: str, deadline: float) -> str | None:
         values = {}
@@ -124,7 +121,7 @@ class Runner:
                 return None
         except TestFailed as error:
             return str(error)
-        shown = ", ".join(f"{call} gave {values[f'_value{i}']!r:.80}" for i, call in enumerate(test.calls))
+        shown = ", ".join(f"{call} gave {_shown(values[f'_value{i}'])}" for i, call in enumerate(test.calls))
         return f"{shown[:200]}; {test.source[:120]}"
 
     # --- tests in a process of their own
@@ -156,11 +153,14 @@ class Runner:
             if outcome is None:
                 return None
             report.results = [None if result is None else ": ".join(result) for result in outcome]
-            report.results += ["not run"] * (len(plan.sources) - len(outcome))
+        except ProcessEnded as error:
+            reason = str(error)
+            report.results = [reason]
         finally:
             if checker is not None:
                 checker.end()
             _close(report, process, process.end(), reason)
+        report.results += ["not run"] * (len(plan.sources) - len(report.results))
         return report
 
     def _relay(
@@ -192,7 +192,7 @@ class Runner:
     def _run_inside(self, program: str, plan: Plan) -> Report:
         report = Report(results=[], mode="inside")
         deadline = time.monotonic() + self._budget.program_seconds
-        process = self._open(_sources(program, plan))
+        process = self._open(_sources(program, plan), "inside")
         reason = "ok"
         try:
             failed = self._await_ready(process, deadline)
@@ -218,8 +218,8 @@ class Runner:
 
     # --- common
 
-    def _open(self, sources: list[tuple[str, str]]) -> SandboxedProcess:
-        return self._sandbox.open("calls", {"sources": sources})
+    def _open(self, sources: list[tuple[str, str]], kind: str = "calls") -> SandboxedProcess:
+        return self._sandbox.open(kind, {"sources": sources})
 
     def _await_ready(self, process: SandboxedProcess, deadline: float) -> list[str] | None:
         """None when the program is loaded, else [kind, exception, message]. Raises ProcessEnded."""
@@ -241,8 +241,13 @@ def _sources(program: str, plan: Plan) -> list[tuple[str, str]]:
 
 
 def _is_answer(answer: Any) -> bool:
-    return isinstance(answer, dict) and len(answer) == 1 and (
-        "value" in answer or ("raised" in answer and isinstance(answer["raised"], list) and len(answer["raised"]) == 3)
+    return (
+        isinstance(answer, dict)
+        and len(answer) == 1
+        and (
+            "value" in answer
+            or ("raised" in answer and isinstance(answer["raised"], list) and len(answer["raised"]) == 3)
+        )
     )
 
 
@@ -258,8 +263,18 @@ def _value_of(answer: Any, call: str) -> Any:
         return TestFailed(f"{call[:120]} returned something unreadable: {error}")
 
 
+def _shown(value: Any) -> str:
+    try:
+        return reprlib.repr(value)[:80]
+    except ValueError:
+        return f"a {type(value).__name__} too long to print"  # Python prints integers of up to 4300 digits
+
+
 def _close(report: Report, process: SandboxedProcess, ended: Ended, reason: str) -> None:
-    report.reason = ended.reason if reason == "closed" else reason
+    report.reason = reason
+    if reason == "closed":
+        report.reason = ended.reason
+        report.results[-1] = f"the program ended before it answered ({ended.reason})"
     report.cpu_seconds += ended.cpu_seconds
     report.wall_seconds += ended.wall_seconds
     report.stdout_tail, report.stderr_tail = process.stdout_tail(), process.stderr_tail()

@@ -130,7 +130,9 @@ class Sandbox:
 
     def _start(self) -> None:
         if sys.platform != "linux":
-            raise SandboxError(f"the sandbox needs Linux; this is {sys.platform}. Run code verifiers in a Linux container or VM.")
+            raise SandboxError(
+                f"the sandbox needs Linux; this is {sys.platform}. Run code verifiers in a Linux container or VM."
+            )
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         limits = self.limits
         options = {
@@ -184,19 +186,23 @@ class Sandbox:
             )
 
     def close(self) -> None:
-        """End the zygote and everything it started."""
+        """End the zygote and everything it started. In a process forked from the owner: only let go of it."""
         if self._control is not None:
             self._control.close()
             self._control = self._link = None
-        if self._zygote is not None and self._owner == os.getpid():
+        zygote, self._zygote = self._zygote, None
+        if zygote is None:
+            return
+        if zygote.stderr is not None:
+            zygote.stderr.close()
+        if self._owner == os.getpid():
             try:
-                self._zygote.wait(timeout=5)
+                zygote.wait(timeout=5)
             except subprocess.TimeoutExpired:
-                self._zygote.kill()
-                self._zygote.wait()
-            if self._zygote.stderr is not None:
-                self._zygote.stderr.close()
-            self._zygote = None
+                zygote.kill()
+                zygote.wait()
+        else:
+            zygote.returncode = 0  # not our child: keep subprocess from warning and waiting
 
     def open(self, kind: str, job: Mapping[str, Any], *, stdin: bytes = b"") -> SandboxedProcess:
         """Start a child for one job of sandbox_child.py and send it the job.
@@ -210,7 +216,9 @@ class Sandbox:
             SandboxError: the zygote is gone and could not be replaced, or the child's walls failed.
         """
         if self._owner != os.getpid():
-            raise SandboxError("a sandbox belongs to the process that built it; build one in each worker, after the fork")
+            # built before a fork, as the verifier pool does: the zygote is the other process's, so take one of our own
+            self.close()
+            self._owner = os.getpid()
         if self._link is None or self._zygote is None or self._zygote.poll() is not None:
             self.close()
             self._start()

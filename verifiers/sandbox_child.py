@@ -85,6 +85,7 @@ def _report(error: BaseException) -> None:
 def _flush() -> None:
     try:
         sys.stdout.flush()
+        sys.stderr.flush()
     except BaseException:  # noqa: BLE001 -- the program may have replaced the stream
         pass
 

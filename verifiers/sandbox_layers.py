@@ -53,7 +53,8 @@ def _prctl(option: int, first: int = 0, second: int = 0) -> None:
 def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
     _check(
-        _libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]), f"mount {kind or ''} {target}"
+        _libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]),
+        f"mount {kind or ''} {target}",
     )
 
 
@@ -131,7 +132,9 @@ def enter_private_tree(readable: list[str], hidden: list[str]) -> None:
             # through the descriptor: `base` may now cover the source's own path
             _bind(f"/proc/self/fd/{descriptor}", target, read_only=path != "/dev/null")
         for path in hidden:
-            _mount("tmpfs", base + path, "tmpfs", _MS_READ_ONLY | _MS_NOSUID | _MS_NODEV, "size=4k,nr_inodes=2,mode=555")
+            _mount(
+                "tmpfs", base + path, "tmpfs", _MS_READ_ONLY | _MS_NOSUID | _MS_NODEV, "size=4k,nr_inodes=2,mode=555"
+            )
         os.makedirs(base + SCRATCH, exist_ok=True)
     finally:
         for descriptor in (*sources.values(), old_base):
@@ -228,7 +231,9 @@ def restrict_files(version: int, readable: list[str], writable: list[str]) -> No
     rights = (1 << _RIGHTS_BY_VERSION.get(version, 16)) - 1
     attributes = struct.pack("QQQ", rights, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
-    ruleset = _check(_libc.syscall(_NR_LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0), "landlock_create_ruleset")
+    ruleset = _check(
+        _libc.syscall(_NR_LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0), "landlock_create_ruleset"
+    )
     rules = [(path, _READ_FILE | _READ_DIRECTORY) for path in readable]
     rules += [(path, rights & ~_NOT_IN_SCRATCH) for path in writable]
     rules.append(("/dev/null", (_READ_FILE | _WRITE_FILE | _TRUNCATE) & rights))

@@ -191,7 +191,9 @@ def _numbers(body: Any, depth: int, kinds: tuple[type, ...]) -> list[Any]:
 
 _DECODERS: dict[str, Any] = {
     "t": lambda body, depth: tuple(_items(body, depth)),
-    "d": lambda body, depth: dict(zip(_keys([k for k, _ in body], depth), _items([v for _, v in body], depth), strict=True)),
+    "d": lambda body, depth: dict(
+        zip(_keys([k for k, _ in body], depth), _items([v for _, v in body], depth), strict=True)
+    ),
     "s": lambda body, depth: set(_keys(body, depth)),
     "z": lambda body, depth: frozenset(_keys(body, depth)),
     "b": lambda body, _depth: bytes.fromhex(body),
