@@ -19,7 +19,7 @@ TULU = (
     "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
     "{% endfor %}"
 )
-"""The format of arXiv 2411.15124, section 4 (open-instruct's `tulu` template): no BOS, no newline after the last EOS."""
+"""The format of arXiv 2411.15124, section 4 (the template `tulu`): no BOS, no newline after the last EOS."""
 
 TEMPLATES = {"tulu": TULU}
 
@@ -77,8 +77,8 @@ def encode_conversations(
             before, after = next(encoded), next(encoded)
             if after[: len(before)] != before or whole[: len(after)] != after:
                 raise DataError(
-                    f"the chat template does not extend its own prefixes at turn {index + 1} of {messages!r:.120}: it is "
-                    "not known which tokens are the assistant's. Use model.chat_template='tulu'."
+                    f"the chat template does not extend its own prefixes at turn {index + 1} of {messages!r:.120}: it "
+                    "is not known which tokens are the assistant's. Use model.chat_template='tulu'."
                 )
             targets.extend(range(len(before), len(after)))
         result.append((whole, tuple(targets)))

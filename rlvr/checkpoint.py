@@ -49,7 +49,9 @@ def resume(folder: pathlib.Path, learner: Learner) -> dict[str, Any]:
     """
     found = complete(folder)
     if not found:
-        raise CheckpointError(f"there is no checkpoint in {folder}. Start the run anew, with training.checkpoint_every set.")
+        raise CheckpointError(
+            f"there is no checkpoint in {folder}. Start the run anew, with training.checkpoint_every set."
+        )
     state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text())
     if state["world_size"] != distributed.world_size():
         raise CheckpointError(

@@ -138,7 +138,7 @@ def _repack_tied_head(model: torch.nn.Module) -> None:
     """
     if torch.cuda.is_available() or not getattr(model.config, "tie_word_embeddings", False):
         return
-    head = model.get_submodule("lm_head")
+    head: Any = model.get_submodule("lm_head")
     head.quant_method.process_weights_after_loading(head)
 
 

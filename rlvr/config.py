@@ -97,7 +97,7 @@ class Verification(Section):
     options: dict[str, dict[str, Any]] = {}
     """Options by verifier name."""
     remap: dict[str, str] = {}
-    """Judge training rows of one verifier by another, e.g. a control run with a random reward. Evaluation keeps the rows' own."""
+    """Judge training rows of one verifier by another, e.g. a control with a random reward; evaluation does not."""
 
 
 class Algorithm(Section):
@@ -114,7 +114,7 @@ class Algorithm(Section):
     epochs: Positive = 4
     minibatches: Positive = 1
     old_logprobs: Literal["learner", "sampler"] = "learner"
-    """Denominator of the ratio: recomputed by the learner before the first epoch, or the sampler's own with truncated importance sampling."""
+    """Denominator of the ratio: computed by the learner before the first epoch, or the sampler's own."""
     importance_cap: Annotated[float, Field(gt=0.0)] | None = None
     """Cap of the truncated importance weight learner/sampler (Olmo 3: 2.0); None leaves the weight out."""
 
@@ -224,8 +224,8 @@ def contradictions(config: Config) -> list[str]:
         )
     if config.model.dtype == "bfloat16" and config.learner.zero_stage == 0:
         problems.append(
-            "model.dtype='bfloat16' with learner.zero_stage=0 takes DeepSpeed's FP16_UnfusedOptimizer, whose first Adam "
-            "steps are wrong (bias correction): use learner.zero_stage=1, or float32"
+            "model.dtype='bfloat16' with learner.zero_stage=0 takes DeepSpeed's FP16_UnfusedOptimizer, whose first "
+            "Adam steps are wrong (bias correction): use learner.zero_stage=1, or float32"
         )
     if config.data.eval == [] and config.training.evaluate_every is not None:
         problems.append(f"training.evaluate_every={config.training.evaluate_every} does nothing without data.eval rows")

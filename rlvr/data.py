@@ -80,7 +80,8 @@ def shuffled(count: int, seed: int) -> list[int]:
 
 def read_rows(source: Source) -> list[Row]:
     """Read and validate one source. Raises DataError that lists bad rows by file and line."""
-    rows, problems = [], []
+    rows: list[Row] = []
+    problems: list[str] = []
     for place, raw in _raw_rows(source):
         if source.count is not None and len(rows) + len(problems) >= source.count:
             break
@@ -103,7 +104,8 @@ def _refuse(problems: Sequence[str], source: Source) -> None:
 
 def read_conversations(source: Source) -> list[tuple[Mapping[str, str], ...]]:
     """Read the column `messages` alone, last assistant turn included, for supervised stages."""
-    conversations, problems = [], []
+    conversations: list[tuple[Mapping[str, str], ...]] = []
+    problems: list[str] = []
     for place, raw in _raw_rows(source):
         if source.count is not None and len(conversations) + len(problems) >= source.count:
             break
@@ -210,7 +212,9 @@ def make_prompts(name: str, rows: Sequence[Row], tokenizer: Any, max_prompt_toke
             dropped.append(len(token_ids))
             continue
         text = row.messages[-1]["content"]
-        prompts.append(Prompt(prompt_id=prompt_id, token_ids=token_ids, text=text, tasks=row.tasks, columns=row.columns))
+        prompts.append(
+            Prompt(prompt_id=prompt_id, token_ids=token_ids, text=text, tasks=row.tasks, columns=row.columns)
+        )
     if not prompts:
         raise DataError(
             f"{name}: all {len(rows)} prompts are longer than data.max_prompt_tokens={max_prompt_tokens} "

@@ -29,13 +29,13 @@ def start(timeout_seconds: float = 1800.0) -> None:
         local_rank = int(os.environ["LOCAL_RANK"])
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"rank {os.environ['RANK']} has no GPU: torchrun started {local_rank + 1} or more processes on a machine "
-                f"with {torch.cuda.device_count()} GPUs. Lower --nproc-per-node."
+                f"rank {os.environ['RANK']} has no GPU: torchrun started {local_rank + 1} or more processes on a "
+                f"machine with {torch.cuda.device_count()} GPUs. Lower --nproc-per-node."
             )
         torch.cuda.set_device(local_rank)
-    store = dist.HashStore() if os.environ["WORLD_SIZE"] == "1" else None
     timeout = datetime.timedelta(seconds=timeout_seconds)
-    if store is not None:
+    if os.environ["WORLD_SIZE"] == "1":  # a store of its own: no port, so that runs side by side do not meet
+        store = dist.distributed_c10d.HashStore()
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout)

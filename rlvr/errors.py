@@ -1,16 +1,16 @@
 """The error tree. Every message states the fault, the reason, the remedy and the value seen.
 
-    RlvrError                        root (verifiers.errors, which imports nothing of ours)
-    |- VerifierError ...             verifiers.errors
-    |- ConfigError (ValueError)      the recipe, an override, or a combination of options
-    |- DataError (ValueError)        rows that cannot be read or that no verifier claims
-    |- RunDirectoryError (FileExistsError)
-    |- CheckpointError (RuntimeError)
-    |- PolicyError (RuntimeError)    the numbers of a run went wrong: training on would make it worse
-       |- NonFiniteError             loss or gradient is NaN or infinite
-       |- WeightSyncError            the sampler does not hold the learner's weights
-       |- LogProbContractError       learner and sampler disagree on log-probabilities
-       |- IndeterminateError         too many verdicts are indeterminate
+RlvrError                        root (verifiers.errors, which imports nothing of ours)
+|- VerifierError ...             verifiers.errors
+|- ConfigError (ValueError)      the recipe, an override, or a combination of options
+|- DataError (ValueError)        rows that cannot be read or that no verifier claims
+|- RunDirectoryError (FileExistsError)
+|- CheckpointError (RuntimeError)
+|- PolicyError (RuntimeError)    the numbers of a run went wrong: training on would make it worse
+   |- NonFiniteError             loss or gradient is NaN or infinite
+   |- WeightSyncError            the sampler does not hold the learner's weights
+   |- LogProbContractError       learner and sampler disagree on log-probabilities
+   |- IndeterminateError         too many verdicts are indeterminate
 """
 
 from __future__ import annotations

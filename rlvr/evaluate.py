@@ -32,7 +32,9 @@ class Graded:
     """The greedy completion; None when indeterminate."""
 
 
-def evaluate(config: Config, sampler: Sampler, tokenizer: Any, pool: VerifierPool, held_out: PromptSet) -> dict[str, float]:
+def evaluate(
+    config: Config, sampler: Sampler, tokenizer: Any, pool: VerifierPool, held_out: PromptSet
+) -> dict[str, float]:
     """Evaluate on every prompt of a set. Collective; every rank gets the metrics.
 
     The draw depends on the seed, the set and the prompt only, so evaluations before and after differ by the policy.
@@ -56,7 +58,13 @@ def evaluate(config: Config, sampler: Sampler, tokenizer: Any, pool: VerifierPoo
 
 
 def _score(
-    config: Config, sampler: Sampler, tokenizer: Any, pool: VerifierPool, prompts: Sequence[Prompt], name: str, temperature: float
+    config: Config,
+    sampler: Sampler,
+    tokenizer: Any,
+    pool: VerifierPool,
+    prompts: Sequence[Prompt],
+    name: str,
+    temperature: float,
 ) -> list[Scored]:
     scorer = Scorer(pool, config.reward, remap={})
     roll_out(

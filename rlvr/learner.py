@@ -32,15 +32,28 @@ class Learner:
 
     def __init__(self, config: Config, *, total_updates: int) -> None:
         self.config = config
-        shape = {"dtype": config.model.dtype, "gradient_checkpointing": config.model.gradient_checkpointing}
-        policy = load_policy(config.model.path, logits_chunk_tokens=config.learner.logits_chunk_tokens, **shape)
+        dtype, checkpointing = config.model.dtype, config.model.gradient_checkpointing
+        policy = load_policy(
+            config.model.path,
+            dtype=dtype,
+            gradient_checkpointing=checkpointing,
+            logits_chunk_tokens=config.learner.logits_chunk_tokens,
+        )
         critic = load_critic(
-            config.critic.init, config.model.path, generator=torch.Generator().manual_seed(config.seed), **shape
+            config.critic.init,
+            config.model.path,
+            dtype=dtype,
+            gradient_checkpointing=checkpointing,
+            generator=torch.Generator().manual_seed(config.seed),
         )
         self.reference = _frozen_copy(policy) if config.algorithm.kl_coefficient > 0 else None
-        engine = {"zero_stage": config.learner.zero_stage, "dtype": config.model.dtype, "total_updates": total_updates}
-        self.policy = Engine("policy", policy, config.optimizer, **engine)
-        self.critic = Engine("critic", critic, config.critic.optimizer, **engine)
+        stage = config.learner.zero_stage
+        self.policy = Engine(
+            "policy", policy, config.optimizer, zero_stage=stage, dtype=dtype, total_updates=total_updates
+        )
+        self.critic = Engine(
+            "critic", critic, config.critic.optimizer, zero_stage=stage, dtype=dtype, total_updates=total_updates
+        )
 
     def targets(self, batch: Trajectories) -> tuple[Targets, dict[str, float]]:
         """Forward passes before the update, then KL penalty, GAE and whitening.
@@ -56,10 +69,7 @@ class Learner:
                 weights = truncated_importance_weights(learner, batch.sampler_logprobs, cap=algorithm.importance_cap)
         else:
             learner, entropy, old, weights = None, None, batch.sampler_logprobs, None
-        reference = None
-        if self.reference is not None:
-            with torch.no_grad():
-                reference = self._read(batch, rows, lambda row: self.reference(row, self.config.rollout.temperature)[0])
+        reference = None if self.reference is None else self._reference_logprobs(self.reference, batch, rows)
         with self.critic.inference():
             values = self._read(batch, rows, self.critic)
         kl = None if reference is None else kl_estimate(old, reference, algorithm.kl_estimator)
@@ -88,7 +98,9 @@ class Learner:
         for epoch in range(self.config.algorithm.epochs):
             for part in self._minibatches(len(batch.lengths), step=step, epoch=epoch):
                 rows = self.rows(batch, part)
-                tokens_in_global_batch = distributed.sum_over_ranks([sum(len(batch.completion_ids[i]) for i in part)])[0]
+                tokens_in_global_batch = distributed.sum_over_ranks([sum(len(batch.completion_ids[i]) for i in part)])[
+                    0
+                ]
                 self._backward_policy(rows, targets, tokens_in_global_batch, totals)
                 self._backward_critic(rows, targets, tokens_in_global_batch, totals)
                 self._stop_unless_finite(totals)
@@ -124,7 +136,10 @@ class Learner:
         algorithm = self.config.algorithm
         for row in rows:
             losses, clipped = clipped_value_loss(
-                self.critic(row), _at(targets.old_values, row), _at(targets.returns, row), value_clip=algorithm.value_clip
+                self.critic(row),
+                _at(targets.old_values, row),
+                _at(targets.returns, row),
+                value_clip=algorithm.value_clip,
             )
             weight = float(bool(row.sequences))
             loss = losses.sum() * weight / tokens_in_global_batch
@@ -152,6 +167,12 @@ class Learner:
 
         with self.policy.inference():
             return self._read(batch, rows, read), entropy
+
+    def _reference_logprobs(
+        self, reference: PolicyModel, batch: Trajectories, rows: Sequence[PackedRow]
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            return self._read(batch, rows, lambda row: reference(row, self.config.rollout.temperature)[0])
 
     def _read(
         self, batch: Trajectories, rows: Sequence[PackedRow], forward: Callable[[PackedRow], torch.Tensor]
@@ -224,7 +245,13 @@ def same_number_on_every_rank(rows: list[PackedRow]) -> list[PackedRow]:
     device = distributed.device()
     one = torch.zeros(1, dtype=torch.int64, device=device)
     filler = PackedRow(
-        sequences=(), input_ids=one[None], position_ids=one[None], lengths=(1,), read_at=one, targets=one, token_index=one
+        sequences=(),
+        input_ids=one[None],
+        position_ids=one[None],
+        lengths=(1,),
+        read_at=one,
+        targets=one,
+        token_index=one,
     )
     return rows + [filler] * (most - len(rows))
 

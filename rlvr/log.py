@@ -77,8 +77,9 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 def console_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
     """One line a step.
 
-    >>> console_line(12, 200, {"reward/mean": 4.5, "rollout/groups_without_signal": 0.25, "rollout/length_mean_tokens": 9.0,
-    ...     "policy/kl_reference": 0.0123, "policy/clip_fraction": 0.05, "time/step_seconds": 4.1, "time/rollout_seconds": 1.0})
+    >>> metrics = {"reward/mean": 4.5, "rollout/groups_without_signal": 0.25, "rollout/length_mean_tokens": 9.0}
+    >>> metrics |= {"policy/kl_reference": 0.0123, "policy/clip_fraction": 0.05, "time/step_seconds": 4.1}
+    >>> console_line(12, 200, metrics | {"time/rollout_seconds": 1.0})
     'step  12/200 reward 4.50 no-signal 25% len 9.0 kl 0.0123 clip 5.0% | 4.1 s: rollout 1.0'
     """
     parts = [
@@ -90,9 +91,7 @@ def console_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
     if "policy/kl_reference" in metrics:
         parts.append(f"kl {metrics['policy/kl_reference']:.4f}")
     parts.append(f"clip {metrics['policy/clip_fraction']:.1%}")
-    stages = [
-        f"{name} {metrics[f'time/{name}_seconds']:.1f}" for name in STAGES if f"time/{name}_seconds" in metrics
-    ]
+    stages = [f"{name} {metrics[f'time/{name}_seconds']:.1f}" for name in STAGES if f"time/{name}_seconds" in metrics]
     return f"{' '.join(parts)} | {metrics['time/step_seconds']:.1f} s: {', '.join(stages)}"
 
 
@@ -121,7 +120,8 @@ def _sample_line(step: int, kind: str, one: Scored) -> dict[str, Any]:
         "tokens": len(completion.token_ids),
         "reward": one.reward,
         "verdicts": [
-            {"verifier": task.verifier, "ground_truth": task.ground_truth, "outcome": v.outcome, "score": v.score, "detail": v.detail}
+            {"verifier": task.verifier, "ground_truth": task.ground_truth}
+            | {"outcome": v.outcome, "score": v.score, "detail": v.detail}
             for task, v in zip(completion.prompt.tasks, one.verdicts, strict=True)
         ],
     }  # fmt: skip

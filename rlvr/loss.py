@@ -57,8 +57,9 @@ def clipped_value_loss(
 
 
 def kl_estimate(logprobs: torch.Tensor, reference_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
-    """Per-token estimate of KL(policy || reference) from the sampled token (Schulman 2020, "Approximating KL Divergence").
+    """Per-token estimate of KL(policy || reference) from the sampled token.
 
+    Source: J. Schulman 2020, "Approximating KL Divergence".
     With d = log policy - log reference: k1 = d (unbiased, may be negative); k2 = d^2 / 2 (biased, low variance);
     k3 = exp(-d) - 1 + d (unbiased, never negative).
 

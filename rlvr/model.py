@@ -41,7 +41,9 @@ class PolicyModel(nn.Module):
         head = self.transformer.get_output_embeddings()
         softcap = getattr(self.transformer.config, "final_logit_softcapping", None)
         logprobs, entropies = [], []
-        chunks = list(zip(hidden.split(self.logits_chunk_tokens), row.targets.split(self.logits_chunk_tokens), strict=True))
+        chunks = list(
+            zip(hidden.split(self.logits_chunk_tokens), row.targets.split(self.logits_chunk_tokens), strict=True)
+        )
         for part, targets in chunks:
             if len(chunks) == 1 or not torch.is_grad_enabled():
                 logprob, entropy = _read_logits(part, head, targets, temperature, softcap)

@@ -1,14 +1,14 @@
 """What a run writes, and where. An existing run is resumed or refused, never overwritten.
 
-    config.json        the recipe with every default filled in
-    recipe.toml        the recipe as given, with the overrides
-    versions.json      packages, Python, hardware, commit
-    metrics.jsonl      one line a step: the source of truth (TensorBoard and the console are views of it)
-    tensorboard/
-    samples/           step_*.jsonl: best and worst completion of some groups, with verdicts
-    checkpoints/       step_*/
-    model/             the final policy, an ordinary Hugging Face folder
-    ledger.json        what became of every row, prompt, sample and token
+config.json        the recipe with every default filled in
+recipe.toml        the recipe as given, with the overrides
+versions.json      packages, Python, hardware, commit
+metrics.jsonl      one line a step: the source of truth (TensorBoard and the console are views of it)
+tensorboard/
+samples/           step_*.jsonl: best and worst completion of some groups, with verdicts
+checkpoints/       step_*/
+model/             the final policy, an ordinary Hugging Face folder
+ledger.json        what became of every row, prompt, sample and token
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class RunDirectory:
                 f"{self.path} already holds a run. Continue it with --resume, or set run_dir to another folder."
             )
         if resume and not used:
-            raise RunDirectoryError(f"--resume was given, but {self.path} holds no run. Leave --resume out to start one.")
+            raise RunDirectoryError(
+                f"--resume was given, but {self.path} holds no run. Leave --resume out to start one."
+            )
 
     def create(self, config: Config, recipe_text: str) -> None:
         """Make the folder and write what identifies the run."""
@@ -116,7 +118,11 @@ def _commit() -> str:
     here = pathlib.Path(__file__).parent
     try:
         head = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git checkout)"

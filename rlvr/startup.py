@@ -35,7 +35,8 @@ def check(config: Config) -> list[str]:
         *lines,
         f"verifiers: {', '.join(used)}",
         f"a step: {config.rollout.prompts_per_step} prompts x {config.rollout.samples_per_prompt} samples = {samples} "
-        f"samples, {updates} optimizer steps ({config.algorithm.epochs} epochs x {config.algorithm.minibatches} minibatches)",
+        f"samples, {updates} optimizer steps ({config.algorithm.epochs} epochs x {config.algorithm.minibatches} "
+        "minibatches)",
         f"the run: {config.training.steps} steps, {config.training.steps * samples} samples -> {config.run_dir}",
     ]
 
@@ -46,8 +47,8 @@ def build_verifiers(config: Config, names: Sequence[str]) -> dict[str, Verifier]
     unused = sorted(set(options) - {name.lower() for name in names})
     if unused:
         raise ConfigError(
-            f"verification.options has options for {', '.join(unused)}, which no row uses (rows use {', '.join(names)}). "
-            "Remove them, or correct the name."
+            f"verification.options has options for {', '.join(unused)}, which no row uses "
+            f"(rows use {', '.join(names)}). Remove them, or correct the name."
         )
     plugins = tuple(config.plugins)
     return {

@@ -1,6 +1,6 @@
 """One RLVR run, in the order of the maths:
 
-    data -> rollout (vLLM) -> reward (verifier pool) -> advantage -> pack -> learner (DeepSpeed) -> publish (weights to vLLM)
+    data -> rollout (vLLM) -> reward (verifier pool) -> advantage -> pack -> learner (DeepSpeed) -> publish (to vLLM)
 
 Every rank runs this same code: it samples its share of the prompts with a vLLM engine of its own, and learns from
 them together with the other ranks. PPO as in Tülu 3 (arXiv 2411.15124, section 6); `rlvr.config` lists every option.

@@ -46,7 +46,9 @@ class WeightSync:
         dtype = learner.config.model.dtype
         self.tolerance = learner.config.proof.tolerance or TOLERANCES[dtype]
         self._witness = LoadedChecksums(sampler.model())
-        self.after_gather: Callable[[Iterable[tuple[str, torch.Tensor]]], Iterable[tuple[str, torch.Tensor]]] = lambda w: w
+        self.after_gather: Callable[[Iterable[tuple[str, torch.Tensor]]], Iterable[tuple[str, torch.Tensor]]] = (
+            lambda w: w
+        )
 
     def publish(self) -> SyncReport:
         """Send, then prove. Collective. Raises WeightSyncError on every rank when any rank's proof fails."""
@@ -105,7 +107,9 @@ class WeightSync:
 
 def _to_device(row: Any) -> Any:
     device = distributed.device()
-    tensors = {f.name: v.to(device) for f in dataclasses.fields(row) if isinstance(v := getattr(row, f.name), torch.Tensor)}
+    tensors = {
+        f.name: v.to(device) for f in dataclasses.fields(row) if isinstance(v := getattr(row, f.name), torch.Tensor)
+    }
     return dataclasses.replace(row, **tensors)
 
 
@@ -198,6 +202,6 @@ def refuse_disagreement(metrics: dict[str, float], tolerance: float) -> None:
     difference = metrics.get("policy/sampler_difference", 0.0)
     if not difference <= tolerance:
         raise LogProbContractError(
-            f"learner and sampler differ by {difference:.3g} nats a token on this rollout (tolerance {tolerance:g}): the "
-            "policy ratio would be wrong. Check dtype, attention back end and chat template, or raise proof.tolerance."
+            f"learner and sampler differ by {difference:.3g} nats a token on this rollout (tolerance {tolerance:g}): "
+            "the policy ratio would be wrong. Check dtype and attention back end, or raise proof.tolerance."
         )

@@ -61,35 +61,28 @@ class Problem:
 
 
 def addition(draw: random.Random) -> Problem:
-    """Two-digit addition with a carry; the mistake is to forget it."""
-    ones, more_ones = draw.choice([(a, b) for a in range(1, 10) for b in range(1, 10) if a + b >= 10])
-    tens, more_tens = draw.randint(1, 8), draw.randint(1, 8)
-    a, b = 10 * tens + ones, 10 * more_tens + more_ones
+    """A two-digit and a one-digit number with a carry; the mistake is to forget the carry."""
+    ones, b = draw.choice([(a, b) for a in range(1, 10) for b in range(2, 10) if a + b >= 10])
+    a = 10 * draw.randint(1, 8) + ones
     name, thing = draw.choice(NAMES), draw.choice(THINGS)
     question = draw.choice(
         [f"What is {a} + {b}?", f"{name} has {a} {thing} and gets {b} more. How many {thing} are there?"]
     )
-    first, second = sorted((a, b))
-    return _arithmetic(f"{first}+{second}", question, f"{a} + {b}", a + b, a + b - 10)
+    return _arithmetic(question, f"{a} + {b}", a + b, a + b - 10)
 
 
 def subtraction(draw: random.Random) -> Problem:
-    """Two-digit subtraction with a borrow; the mistake is to take the smaller digit from the larger."""
-    ones, less_ones = draw.choice([(a, b) for a in range(0, 9) for b in range(1, 10) if a < b])
-    less_tens = draw.randint(1, 7)
-    tens = draw.randint(less_tens + 1, 9)
-    a, b = 10 * tens + ones, 10 * less_tens + less_ones
+    """A one-digit from a two-digit number with a borrow; the mistake is to forget that a ten was borrowed."""
+    ones, b = draw.choice([(a, b) for a in range(9) for b in range(1, 10) if a < b])
+    a = 10 * draw.randint(2, 9) + ones
     name, thing = draw.choice(NAMES), draw.choice(THINGS)
-    question = draw.choice(
-        [f"What is {a} - {b}?", f"{name} has {a} {thing} and loses {b}. How many {thing} are left?"]
-    )
-    mistaken = 10 * (tens - less_tens) + less_ones - ones
-    return _arithmetic(f"{a}-{b}", question, f"{a} - {b}", a - b, mistaken)
+    question = draw.choice([f"What is {a} - {b}?", f"{name} has {a} {thing} and loses {b}. How many {thing} are left?"])
+    return _arithmetic(question, f"{a} - {b}", a - b, a - b + 10)
 
 
-def _arithmetic(key: str, question: str, working: str, answer: int, mistaken: int) -> Problem:
+def _arithmetic(question: str, working: str, answer: int, mistaken: int) -> Problem:
     return Problem(
-        key=key,
+        key=working,
         question=question,
         right=f"{working} = {answer}",
         flawed=f"{working} = {mistaken}",
@@ -116,7 +109,10 @@ def capitals(draw: random.Random) -> Problem:
     chosen = draw.sample(ANIMALS, 3)
     first, second, answer = chosen[0], chosen[1], " ".join(chosen)
     question = draw.choice(
-        [f"Write {first} and {second} and one more animal in capital letters.", f"Shout: {first}, {second} and a third animal."]
+        [
+            f"Write {first} and {second} and one more animal in capital letters.",
+            f"Shout: {first}, {second} and a third animal.",
+        ]
     )
     return _constrained(
         f"capitals {first} {second}", question, answer.upper(), answer, {"func_name": "validate_uppercase"}
@@ -127,7 +123,10 @@ def ending(draw: random.Random) -> Problem:
     """End with a given phrase; the mistake is to leave it out."""
     animal, word, phrase = draw.choice(ANIMALS), draw.choice(WORDS), draw.choice(ENDINGS)
     question = draw.choice(
-        [f"Talk about a {animal} and {word}. Finish with: {phrase}", f"Mention {animal} and {word}, and end with: {phrase}"]
+        [
+            f"Talk about a {animal} and {word}. Finish with: {phrase}",
+            f"Mention {animal} and {word}, and end with: {phrase}",
+        ]
     )
     return _constrained(
         f"ending {animal} {word} {phrase}",
@@ -140,7 +139,12 @@ def ending(draw: random.Random) -> Problem:
 
 def _constrained(key: str, question: str, right: str, flawed: str, constraint: dict[str, object]) -> Problem:
     return Problem(
-        key=key, question=question, right=right, flawed=flawed, verifier="tulu3_ifeval", ground_truth=json.dumps(constraint)
+        key=key,
+        question=question,
+        right=right,
+        flawed=flawed,
+        verifier="tulu3_ifeval",
+        ground_truth=json.dumps(constraint),
     )
 
 
@@ -155,18 +159,20 @@ FAMILIES: dict[str, tuple[Callable[[random.Random], Problem], int]] = {
 
 
 def draw_problems(seed: int, count: int, *, held_out: bool) -> list[Problem]:
-    """Problems of one side of the split, drawn with replacement by family weight; held-out ones do not repeat."""
+    """Problems of one side of the split, drawn with replacement by family weight."""
     draw = random.Random(f"{seed} {held_out}")
     families, weights = zip(*FAMILIES.values(), strict=True)
-    problems: dict[str, Problem] = {}
+    problems: list[Problem] = []
     while len(problems) < count:
         problem = draw.choices(families, weights)[0](draw)
         if problem.is_held_out() == held_out:
-            problems[problem.key if held_out else f"{len(problems)} {problem.key}"] = problem
-    return list(problems.values())
+            problems.append(problem)
+    return problems
 
 
-def write(folder: pathlib.Path, *, seed: int, demonstrations: int, train: int, held_out: int, flawed_share: float) -> None:
+def write(
+    folder: pathlib.Path, *, seed: int, demonstrations: int, train: int, held_out: int, flawed_share: float
+) -> None:
     """Write `model/` (random weights), `demonstrations.jsonl`, `train.jsonl` and `heldout.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(f"{seed} flawed")

@@ -103,7 +103,9 @@ def train_step(engine: Engine, data: Conversations, batch: Sequence[int], config
         engine.backward(loss)
     loss_total, tokens = distributed.sum_over_ranks([loss_sum, sum(sum(row.lengths) for row in packed)])
     if loss_total != loss_total:
-        raise NonFiniteError(f"the loss is NaN before update {engine.updates + 1}; no weight was changed. Lower the learning rate.")
+        raise NonFiniteError(
+            f"the loss is NaN before update {engine.updates + 1}; no weight was changed. Lower the learning rate."
+        )
     engine.step()
     return loss_total, int(tokens)
 
