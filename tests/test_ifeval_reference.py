@@ -66,7 +66,7 @@ def test_verdicts_equal_the_public_evaluators(reference):
     for line in (SHARED / "ifeval/input_data.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         for name, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True):
-            if kwargs.get("letter") == "#":
+            if not kwargs.get("letter", "a").isalpha():
                 continue  # the reference draws another letter at random
             (instruction,) = verifier.read({"instruction_id": [name], "kwargs": [kwargs]})
             example = reference.InputExample(key=0, instruction_id_list=[name], prompt=row["prompt"], kwargs=[kwargs])
