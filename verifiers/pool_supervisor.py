@@ -39,6 +39,8 @@ _MAX_IN_FLIGHT = 64
 _IN_FLIGHT_SECONDS = 0.005
 """Work handed to a worker ahead of time: enough to hide the hop, little enough to keep workers evenly loaded."""
 _BEGIN_SECONDS = 0.01
+_STUCK_SHARE = 0.25
+"""The share of its time limit after which a sample is taken for one that hangs."""
 _OUTPUT_BYTES = 4096
 
 
@@ -62,9 +64,8 @@ class Supervisor:
         """Serve until the caller hangs up."""
         self._caller.setblocking(False)
         self._selector.register(self._caller, selectors.EVENT_READ)
-        for _ in range(self._settings["workers"]):
-            self._fork()
         while os.getppid() == self._settings["caller_pid"]:  # a fork of the caller may keep its end of the socket open
+            self._staff()
             for key, events in self._selector.select(self._seconds_to_next_event()):
                 if key.fileobj is self._caller:
                     if events & selectors.EVENT_READ and not self._read_caller():
@@ -106,6 +107,25 @@ class Supervisor:
             self._selector.modify(channel, events, data)
 
     # -- workers
+
+    def _staff(self) -> None:
+        """Keep the asked number of workers that are not stuck, with up to as many stuck ones beside them.
+
+        While one waits for its deadline, another does its work; the surplus goes when the stuck one is done.
+        """
+        wanted = self._settings["workers"]
+        able = sum(not self._is_stuck(worker) for worker in self._workers)
+        while len(self._workers) < wanted or (able < wanted and self._queue and len(self._workers) < 2 * wanted):
+            self._fork()
+            able += 1
+        for worker in list(self._workers):
+            if able > wanted and worker.is_ready and not worker.in_flight:
+                self._dismiss(worker, is_dead=False)
+                able -= 1
+
+    def _is_stuck(self, worker: Handle) -> bool:
+        request, started = worker.current()
+        return request is not None and time.monotonic() - started > _STUCK_SHARE * self._timeouts[request.verifier]
 
     def _fork(self) -> None:
         ours, theirs = socket.socketpair()
@@ -211,10 +231,10 @@ class Supervisor:
                 self._give_up(
                     f"workers die while they start: the last one {describe_exit(status)}{worker.last_output()}"
                 )
-        self._replace(worker, is_dead=status is not None)
+        self._dismiss(worker, is_dead=status is not None)
 
-    def _replace(self, worker: Handle, *, is_dead: bool) -> None:
-        """Kill what is left of a worker's process group, hand its other samples back, and fork another."""
+    def _dismiss(self, worker: Handle, *, is_dead: bool) -> None:
+        """Kill what is left of a worker's process group, and hand its other samples back."""
         kill(worker.pid)
         if not is_dead:
             self._zombies.append(worker.pid)
@@ -230,7 +250,6 @@ class Supervisor:
             if request.holders == 0 and not request.is_done:
                 request.holders = 1
                 self._queue.appendleft(request)
-        self._fork()
 
     def _give_up(self, reason: str) -> None:
         self._caller.setblocking(True)
@@ -246,7 +265,9 @@ class Supervisor:
         for worker in self._workers:
             request, started = worker.current()
             if request is not None:
-                wait_seconds = min(wait_seconds, started + self._timeouts[request.verifier] - now)
+                limit = self._timeouts[request.verifier]
+                until_stuck = started + _STUCK_SHARE * limit - now
+                wait_seconds = min(wait_seconds, until_stuck if until_stuck > 0 else started + limit - now)
             elif worker.in_flight:  # it has not begun yet, and does not tell when it does
                 wait_seconds = min(wait_seconds, _BEGIN_SECONDS)
             if worker.in_flight and len(self._workers) > 1:
@@ -261,7 +282,7 @@ class Supervisor:
                 kill(worker.pid)
                 self._read_answers(worker)  # it may have finished at the last moment
                 self._blame(request, now - started, f"timeout: no verdict within {limit:g} s{worker.last_output()}")
-                self._replace(worker, is_dead=False)
+                self._dismiss(worker, is_dead=False)
             elif not worker.is_ready and now - worker.started > START_SECONDS:
                 self._give_up(f"a worker was not ready after {START_SECONDS:g} s{worker.last_output()}")
 
