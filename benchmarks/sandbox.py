@@ -1,4 +1,5 @@
-"""Programs judged per second, and the time of each, by isolation layer and against one interpreter or one bubblewrap per program.
+"""Programs judged per second, and the time of each, by isolation layer and against one interpreter or one bubblewrap
+per program.
 
     python benchmarks/sandbox.py [--seconds 4] [--workers 2] [--json FILE] [--bwrap PATH]
 
@@ -37,7 +38,7 @@ TESTS = [
     "assert similar_elements((1, 2, 3, 4), (5, 4, 3, 7)) == (3, 4)",
     "assert similar_elements((11, 12, 14, 13), (17, 15, 14, 13)) == (13, 14)",
 ]
-NAMESPACES = tuple(layer for layer in LAYERS if layer.endswith("namespace")) + ("capabilities",)
+NAMESPACES = (*tuple(layer for layer in LAYERS if layer.endswith("namespace")), "capabilities")
 BASE = ("unprivileged user", "no new privileges", "rlimits")
 LAYER_SETS = {
     "zygote, rlimits": BASE,

@@ -3,7 +3,9 @@
 import base64
 import gzip
 import json
+import os
 import pickle
+import time
 import tomllib
 import zlib
 from pathlib import Path
@@ -17,6 +19,8 @@ from verifiers.code_convert import plan_tests
 from verifiers.code_ground_truth import read_cases, read_tests
 from verifiers.code_tests import CodeStdioVerifier, CodeVerifier
 from verifiers.errors import GroundTruthError, SandboxError, VerifierOptionError
+from verifiers.pool import VerifierPool
+from verifiers.registry import VerifierSpec
 from verifiers.sandbox_values import Encoder, decode, dump, load
 
 ATTACKS = Path(__file__).parent / "attacks"
@@ -27,7 +31,12 @@ DATA = Path(__file__).parents[1] / "../shared/data"
 
 CALLS = ["assert add(2, 3) == 5", "assert add(-4, 1) == -3", "assert add(100, 250) == 350"]
 # the same task as a suite that cannot be split into calls, and so runs in a process of its own
-CHECKER = {"test": "def check(candidate):\n    for a, b, total in [(2, 3, 5), (-4, 1, -3), (100, 250, 350)]:\n        assert candidate(a, b) == total", "entry_point": "add"}  # fmt: skip
+CHECKER = {
+    "test": "def check(candidate):\n"
+    "    for a, b, total in [(2, 3, 5), (-4, 1, -3), (100, 250, 350)]:\n"
+    "        assert candidate(a, b) == total",
+    "entry_point": "add",
+}
 
 
 def fenced(program: str) -> str:
@@ -118,23 +127,41 @@ def test_data_of_the_set_up_stays_with_the_tests_when_they_have_a_process_of_the
     assert plan.definitions == "import math"
 
 
+STACK = """
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, x): self.items.append(x)
+    def __len__(self): return len(self.items)
+    def __iter__(self): return iter(self.items)
+    def __getitem__(self, i): return self.items[i]
+    def __eq__(self, other): return self.items == other.items
+    def pop(self): """
+STACK_TESTS = [
+    "s = Stack()\ns.push(3)\ns.push(4)\nassert s.pop() == 4\nassert len(s) == 1\n"
+    "assert list(s) == [3]\nassert 3 in s\nassert s[0] == 3",
+    "try:\n    Stack().pop()\nexcept IndexError:\n    pass\nelse:\n    raise AssertionError('no error')",
+    "assert Stack() == Stack()",
+]
+
+
 def test_tests_with_objects_methods_and_exceptions_run_apart_from_the_program(code):
-    tests = [
-        "s = Stack()\ns.push(3)\ns.push(4)\nassert s.pop() == 4\nassert len(s) == 1\nassert list(s) == [3]\nassert 3 in s\nassert s[0] == 3",
-        "try:\n    Stack().pop()\nexcept IndexError:\n    pass\nelse:\n    raise AssertionError('no error')",
-        "assert Stack() == Stack()",
-    ]
-    body = "    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n    def __len__(self): return len(self.items)\n    def __iter__(self): return iter(self.items)\n    def __getitem__(self, i): return self.items[i]\n    def __eq__(self, other): return self.items == other.items\n"  # fmt: skip
-    right = "class Stack:\n" + body + "    def pop(self): return self.items.pop()"
-    report = code.report(right, tests)
+    report = code.report(STACK + "return self.items.pop()", STACK_TESTS)
     assert (report.mode, report.results) == ("checker", [None, None, None])
 
-    wrong = "class Stack:\n" + body + "    def pop(self): return self.items.pop(0)"
-    assert code.report(wrong, tests).results[0] is not None
-    never_raises = "class Stack:\n" + body + "    def pop(self): return self.items.pop() if self.items else 0"
-    assert judge(code, never_raises, tests).outcome is Outcome.WRONG
-    dies = "class Stack:\n" + body + "    def pop(self): __import__('os')._exit(0)"
-    assert judge(code, dies, tests[1:2]).outcome is Outcome.WRONG
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return self.items.pop(0)",
+        "return self.items.pop() if self.items else 0",
+        "__import__('os')._exit(0)",
+        "raise SystemExit(0)",
+        "return __import__('unittest.mock').mock.ANY",
+        "return Stack",
+    ],
+)
+def test_a_wrong_object_is_wrong_in_a_process_apart(code, body):
+    assert judge(code, STACK + body, STACK_TESTS).outcome is Outcome.WRONG
 
 
 def test_tests_that_hand_over_their_own_objects_run_inside_marked_weaker_or_are_refused(code):
@@ -299,14 +326,62 @@ def test_a_test_that_is_not_a_call_and_a_literal_is_not_split():
         assert plan_tests((source,), entry_point=None, setup="").split is None
 
 
-json_like = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | st.binary(max_size=9),
-    lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=4),
+def test_in_the_pool_a_hang_delays_no_other_sample_and_nothing_is_left():
+    build(CodeVerifier).close()  # skips where the machine cannot isolate
+    right = Sample(completion=fenced("def add(a, b): return a + b"), ground_truth=CALLS)
+    hang = Sample(completion=fenced("def add(a, b):\n    while True: pass"), ground_truth=CALLS)
+    spec = VerifierSpec(name="code", options={"test_seconds": 1.5})
+    order = []
+    with VerifierPool({"code": spec}, workers=2) as pool:
+        for key in range(20):
+            pool.submit(key, "code", hang if key == 3 else right)
+        while pool.pending:
+            time.sleep(0.005)
+            for key, verdict in pool.poll():
+                order.append(key)
+                assert verdict.outcome is (Outcome.WRONG if key == 3 else Outcome.CORRECT), verdict
+        zygotes = own_zygotes()
+    assert len(order) == 20
+    assert order[-1] == 3
+    assert len(zygotes) >= 2  # one of each worker
+
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in zygotes if Path(f"/proc/{pid}/cmdline").exists()]:
+        assert time.monotonic() < deadline, f"zygotes {left} outlived their workers"
+        time.sleep(0.05)
+
+
+def own_zygotes() -> set[int]:
+    """Zygotes below this process, but not its own children (the fixtures')."""
+    parents = {}
+    zygotes = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if b"sandbox_zygote.py" in (entry / "cmdline").read_bytes():
+                    zygotes.add(int(entry.name))
+            except OSError:
+                pass  # it ended meanwhile
+
+    def is_ours(pid: int) -> bool:
+        while pid in parents and pid != os.getpid():
+            pid = parents[pid]
+        return pid == os.getpid()
+
+    return {pid for pid in zygotes if parents[pid] != os.getpid() and is_ours(pid)}
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | st.binary()
+keys = st.text(max_size=5) | st.integers()
+plain_values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
-@given(json_like)
+@given(plain_values)
 def test_any_plain_value_survives_the_crossing(value):
     assert decode(load(dump(Encoder().encode(value)))) == value
 

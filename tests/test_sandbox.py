@@ -43,6 +43,11 @@ def processes_named(name: str) -> list[str]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    """Whether the process still runs: a dead one that nobody has waited for does not."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
 def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
@@ -64,7 +69,7 @@ def test_an_attack_on_the_machine_is_contained_and_leaves_nothing(sandbox, attac
 
 
 def test_every_program_gets_the_same_fresh_state(sandbox):
-    program = "import os, random, time\nprint(os.listdir('.'), random.random(), hash('a'), sorted({'a', 'b', 'c'}), os.getcwd())"
+    program = "import os, random\nprint(os.listdir('.'), random.random(), hash('a'), list({'a', 'b', 'c'}))"
     first, second = sandbox.run_program(program), sandbox.run_program(program)
     with Sandbox(isolation="rlimits") as other:
         third = other.run_program(program)
@@ -112,10 +117,8 @@ def test_the_zygote_ends_when_its_owner_is_killed():
 
 def test_a_killed_zygote_is_replaced(sandbox):
     os.kill(sandbox.zygote_pid, 9)
-    with pytest.raises(SandboxError, match="zygote"):
-        for _ in range(2):  # the first may find it not yet dead
-            sandbox.run_program("print(1)")
-            time.sleep(0.05)
+    while is_running(sandbox.zygote_pid):
+        time.sleep(0.01)
 
     assert sandbox.run_program("print(2)").stdout == "2\n"
 
@@ -175,11 +178,14 @@ def test_the_attacks_are_contained_for_an_unprivileged_user_too(tmp_path):
     setpriv = shutil.which("setpriv")
     as_nobody = [setpriv or "", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     pythons = [sys.executable, "/usr/bin/python3"]
-    runnable = "import ctypes, subprocess, sys; sys.exit(sys.version_info < (3, 11) or subprocess.call([sys.executable, '-c', '']))"
+    runnable = (
+        "import ctypes, subprocess, sys\n"
+        "sys.exit(sys.version_info < (3, 11) or subprocess.call([sys.executable, '-c', '']))"
+    )
     usable = [
         p
         for p in pythons
-        if setpriv and subprocess.run([*as_nobody, p, "-c", runnable], capture_output=True).returncode == 0
+        if setpriv and subprocess.run([*as_nobody, p, "-c", runnable], capture_output=True, check=False).returncode == 0
     ]
     if not usable:
         pytest.skip("needs setpriv and a Python 3.11 that another user may run")
@@ -276,17 +282,25 @@ def test_a_subclass_arrives_as_its_base_and_an_object_as_nothing():
     assert opaque != 7
 
 
-@pytest.mark.parametrize(
-    "forged",
-    ["x", {"t": 5}, {"d": [[1]]}, {"i": "zz"}, {"F": [1, 0]}, {"r": [{"D": "1e999999999"}]}, {"?": 1}, {"t": [], "d": []}, {"o": []}, {"s": [[1]]},
-     {"s": [{"i": hex(i * (2**61 - 1))} for i in range(1, 3000)]}],
-    ids=str,
-)  # fmt: skip
-def test_a_forged_value_is_an_error_or_plain_data(forged):
-    try:
-        assert type(decode(forged)) in (str,)
-    except ValueError:
-        pass
+COLLIDING = {"s": [{"i": hex(i * (2**61 - 1))} for i in range(1, 3000)]}
+FORGED = [
+    {"t": 5},
+    {"d": [[1]]},
+    {"i": "zz"},
+    {"F": [1, 0]},
+    {"r": [{"D": "1e999999999"}]},
+    {"?": 1},
+    {"t": [], "d": []},
+    {"o": []},
+    {"s": [[1]]},
+    COLLIDING,
+]
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=lambda forged: str(forged)[:40])
+def test_a_forged_value_is_refused(forged):
+    with pytest.raises(ValueError):
+        decode(forged)
 
 
 def test_the_probe_names_every_layer():

@@ -1,7 +1,7 @@
 """The judge's half of a test: evaluate `<value> == [1, 2]` here, on plain values that the program's process sent.
 
-A small evaluator of Python expressions, not `eval`: literals, comparisons, arithmetic and a few pure functions. The values come
-from an untrusted process, so every operation whose cost could grow out of bounds is limited.
+A small evaluator of Python expressions, not `eval`: literals, comparisons, arithmetic and a few pure functions. The
+values come from an untrusted process, so every operation whose cost could grow out of bounds is limited.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _sum(value: Any, start: Any = 0) -> Any:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": lambda value: abs(value),
+    "abs": abs,
     "len": _length,
     "list": lambda value=(): _items(value),
     "tuple": lambda value=(): tuple(_items(value)),

@@ -1,8 +1,9 @@
 """Read tests, and split each into calls for the untrusted process and a comparison for the judge.
 
-`assert f([1, 2]) == 3` becomes the call `f([1, 2])`, sent as text, and the comparison `<value> == 3`, kept here. The rest of a test
-suite (loops, local names, objects with methods) runs whole in a process of its own, where the program's names are messages
-(sandbox_checker.py). Which way a suite goes depends on its text only: a program cannot choose the weaker one.
+`assert f([1, 2]) == 3` becomes the call `f([1, 2])`, sent as text, and the comparison `<value> == 3`, kept here. The
+rest of a test suite (loops, local names, objects with methods) runs whole in a process of its own, where the program's
+names are messages (sandbox_checker.py). Which way a suite goes depends on its text only: a program cannot choose the
+weaker one.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def free_names(tree: ast.AST) -> set[str]:
     >>> sorted(free_names(ast.parse("import math\\nassert math.isclose(f(x), len(y))")))
     ['f', 'x', 'y']
     """
-    read, bound = set(), set(dir(builtins))
+    read: set[str] = set()
+    bound = set(dir(builtins))
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)

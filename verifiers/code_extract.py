@@ -11,8 +11,8 @@ _FENCE = re.compile(r"^ {0,3}(?P<mark>`{3,}|~{3,})[ \t]*(?P<tag>[^\s`{]*)[^\n]*$
 def extract_program(completion: str, *, unfenced: bool = False) -> str | None:
     r"""The text of the last fenced block whose tag is none or Python's; None when there is none.
 
-    A block ends at a fence of the same mark, as least as long, without a tag; the last block may be left open (generation often
-    stops at the closing fence). Blocks in other languages (`text`, `bash`) are passed over.
+    A block ends at a fence of the same mark, as least as long, without a tag; the last block may be left open
+    (generation often stops at the closing fence). Blocks in other languages (`text`, `bash`) are passed over.
 
     Args:
         unfenced: take the whole completion where it has no fence at all.

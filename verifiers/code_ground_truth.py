@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import json
@@ -14,7 +15,16 @@ from verifiers.errors import GroundTruthError
 
 _TESTS, _SETUP = ("tests", "test_list", "test"), ("setup", "test_setup_code", "prompt")
 _OTHER = frozenset(
-    "task_id text code canonical_solution challenge_test_list source_file entry_point test_imports".split()
+    [
+        "task_id",
+        "text",
+        "code",
+        "canonical_solution",
+        "challenge_test_list",
+        "source_file",
+        "entry_point",
+        "test_imports",
+    ]
 )
 """Columns of HumanEval and MBPP that may stand beside the tests. `challenge_test_list` is not used."""
 
@@ -23,8 +33,9 @@ def read_tests(ground_truth: Any) -> Plan:
     """The tests of a `code` ground truth.
 
     Args:
-        ground_truth: a list of assert statements; or an object with the tests under `tests`, `test_list` (MBPP) or `test` (HumanEval), and
-            optionally `entry_point` and `setup` (or `test_setup_code`, `prompt`, `test_imports`); or JSON text of either.
+        ground_truth: a list of assert statements; or an object with the tests under `tests`, `test_list` (MBPP) or
+            `test` (HumanEval), and optionally `entry_point` and `setup` (or `test_setup_code`, `prompt`,
+            `test_imports`); or JSON text of either.
 
     Raises:
         GroundTruthError: none of these, or not Python.
@@ -76,7 +87,8 @@ def read_cases(ground_truth: Any, *, longest_output: int) -> list[Case]:
     """The cases of a `code_stdio` ground truth: a list of {"input", "output"} objects, or JSON text of one.
 
     Raises:
-        GroundTruthError: not that, or an expected output longer than `longest_output` characters, which the sandbox would cut.
+        GroundTruthError: not that, or an expected output longer than `longest_output` characters, which the sandbox
+            would cut.
     """
     rows = _from_text(ground_truth)
     if not isinstance(rows, list) or not rows:
@@ -105,7 +117,8 @@ def _from_text(ground_truth: Any) -> Any:
     except ValueError:
         if _is_pickle(ground_truth):
             raise GroundTruthError(
-                "the ground truth is pickled (base64 of a compressed pickle): reading it would run whatever code it holds, so it is refused. "
+                "the ground truth is pickled (base64 of a compressed pickle): reading it would run whatever code it "
+                "holds, so it is refused. "
                 "Convert the rows to JSON once, in a place where you trust them."
             ) from None
     if "assert" in ground_truth or "def check" in ground_truth:
@@ -120,8 +133,6 @@ def _is_pickle(text: str) -> bool:
         data = base64.b64decode(text, validate=True)
     except ValueError:
         return False
-    try:
+    with contextlib.suppress(zlib.error):  # a bare pickle
         data = zlib.decompressobj().decompress(data, 64)
-    except zlib.error:
-        pass  # a bare pickle
     return data[:1] == b"\x80"

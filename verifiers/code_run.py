@@ -36,7 +36,8 @@ class Report:
     mode: str
     """`calls` or `checker`: expected values never entered the program's process. `inside`: they did; weaker."""
     reason: str = "ok"
-    """`ok`, or what ended the program: `timeout`, `memory`, `signal 9`, `syntax`, `exception`, `exit 0`, `output`, `protocol`."""
+    """`ok`, or what ended the program: `timeout`, `memory`, `signal 9`, `syntax`, `exception`, `exit 0`, `output`,
+    `protocol`."""
     stdout_tail: str = ""
     stderr_tail: str = ""
     cpu_seconds: float = 0.0
@@ -130,8 +131,22 @@ class Runner:
         """None when the tests cannot be separated from the program."""
         report = Report(results=[], mode="checker")
         deadline = time.monotonic() + self._budget.program_seconds
-        process = self._open([("setup", plan.definitions)] * plan.setup_first + [("program", program)])
-        checker = None
+        # the tests' process first: a program that takes every process it may cannot keep it from starting
+        checker = self._sandbox.open(
+            "checker",
+            {
+                "setup": plan.setup,
+                "tests": plan.sources,
+                "names": plan.names,
+                "entry_points": plan.entry_points,
+                "stop_at_first_failure": self._budget.stop_at_first_failure,
+            },
+        )
+        try:
+            process = self._open([("setup", plan.definitions)] * plan.setup_first + [("program", program)])
+        except BaseException:
+            checker.end()
+            raise
         reason = "ok"
         try:
             failed = self._await_ready(process, deadline)
@@ -139,16 +154,6 @@ class Runner:
                 reason = failed[0]
                 report.results = [": ".join(failed)] * len(plan.sources)
                 return report
-            checker = self._sandbox.open(
-                "checker",
-                {
-                    "setup": plan.setup,
-                    "tests": plan.sources,
-                    "names": plan.names,
-                    "entry_points": plan.entry_points,
-                    "stop_at_first_failure": self._budget.stop_at_first_failure,
-                },
-            )
             outcome, reason = self._relay(process, checker, deadline)
             if outcome is None:
                 return None
@@ -157,8 +162,7 @@ class Runner:
             reason = str(error)
             report.results = [reason]
         finally:
-            if checker is not None:
-                checker.end()
+            checker.end()
             _close(report, process, process.end(), reason)
         report.results += ["not run"] * (len(plan.sources) - len(report.results))
         return report

@@ -1,7 +1,8 @@
 """Verifiers `code` and `code_stdio`: run a program in the sandbox against tests.
 
-The verdict is reached here, from plain values that the program's process claims to have computed; expected outputs never enter that
-process. A program that exits early, hangs, prints "all tests passed" or patches the interpreter has answered nothing, and is wrong.
+The verdict is reached here, from plain values that the program's process claims to have computed; expected outputs
+never enter that process. A program that exits early, hangs, prints "all tests passed" or patches the interpreter has
+answered nothing, and is wrong.
 """
 
 from __future__ import annotations
@@ -117,16 +118,19 @@ def summary(report: Report) -> str:
 
 
 def _line(text: str, longest: int) -> str:
-    return " ".join(text.split())[:longest]
+    # a program's lone surrogates would break whoever writes the line to a file
+    return " ".join(text.encode(errors="replace").decode().split())[:longest]
 
 
 @register("code")
 class CodeVerifier(_SandboxedVerifier):
-    """The last fenced program of the reply passes the tests of the ground truth (see code_ground_truth.py for its forms)."""
+    """The last fenced program of the reply passes the tests of the ground truth (see code_ground_truth.py for its
+    forms)."""
 
     class Config(CodeConfig):
         weaker_tests: Literal["run", "refuse"] = "run"
-        """Tests that must run in the program's own process, where it can tamper with them: run them, or be indeterminate."""
+        """Tests that must run in the program's own process, where it can tamper with them: run them, or be
+        indeterminate."""
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)

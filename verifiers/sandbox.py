@@ -1,21 +1,26 @@
 """Run untrusted Python here, fast, with the kernel between it and the machine.
 
-A `Sandbox` owns one zygote process (sandbox_zygote.py) and forks one child per program from it: about 3 ms with every layer on. The child
-has its own user, mount, pid, network, ipc and uts namespaces, sees the interpreter's standard library (read-only), /dev/null and
-a private scratch directory of limited size, and nothing else of the machine; Landlock repeats that for files, seccomp allows the system
-calls that a Python program needs, and it has no capabilities, whoever started it. With its first process everything in it ends.
+A `Sandbox` owns one zygote process (sandbox_zygote.py) and forks one child per program from it: about 3 ms with every
+layer on. The child has its own user, mount, pid, network, ipc and uts namespaces, sees the interpreter's standard
+library (read-only), /dev/null and a private scratch directory of limited size, and nothing else of the machine;
+Landlock repeats that for files, seccomp allows the system calls that a Python program needs, and it has no
+capabilities, whoever started it. With its first process everything in it ends.
 
 Not covered:
 
-- a bug in the Linux kernel or the processor: the walls are the kernel's own. For hostile people rather than a policy under
-  optimisation, put a virtual machine around the whole run;
-- side channels: timing, cache, load of the machine. A program can burn its CPU and memory allowance, and slow its neighbours by that;
-- memory is limited per process and processes per program, so a program can hold `memory_mib` x `processes` where no memory cgroup is
-  writable; the scratch directory counts as memory;
-- the program's view of its own answers: it shares an address space with the code that encodes what it returns (harmless, because
-  expected values and the comparison are here, in the parent). Only tests run `inside` depend on it, and they say so;
-- packages outside the standard library, and anything that needs exec, /proc, sockets, shared memory or a compiler: not available;
-- isolation="rlimits": whichever layers work are put up, and possibly none but limits. Only for programs you would run by hand.
+- a bug in the Linux kernel or the processor: the walls are the kernel's own. For hostile people rather than a policy
+  under optimisation, put a virtual machine around the whole run;
+- side channels: timing, cache, load of the machine. A program can burn its CPU and memory allowance, and slow its
+  neighbours by that;
+- memory is limited per process and processes per program, so a program can hold `memory_mib` x `processes` where no
+  memory cgroup is writable; the scratch directory counts as memory;
+- the program's view of its own answers: it shares an address space with the code that encodes what it returns
+  (harmless, because expected values and the comparison are here, in the parent). Only tests run `inside` depend on it,
+  and they say so;
+- packages outside the standard library, and anything that needs exec, /proc, sockets, shared memory or a compiler: not
+  available;
+- isolation="rlimits": whichever layers work are put up, and possibly none but limits. Only for programs you would run
+  by hand.
 """
 
 from __future__ import annotations
@@ -181,8 +186,9 @@ class Sandbox:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.missing().items())
             self.close()
             raise SandboxError(
-                f"this machine cannot isolate untrusted code: {reasons}. Allow these to the container (unprivileged user namespaces, "
-                "Landlock, seccomp), or ask for isolation = 'rlimits' by name if you trust the programs."
+                f"this machine cannot isolate untrusted code: {reasons}. Allow these to the container "
+                "(unprivileged user namespaces, Landlock, seccomp), or ask for isolation = 'rlimits' by name if you "
+                "trust the programs."
             )
 
     def close(self) -> None:

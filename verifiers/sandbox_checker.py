@@ -1,9 +1,9 @@
 """Tests that run in a process of their own and reach the untrusted program through messages.
 
-For tests that cannot be split into calls and literals by reading them (loops, tolerances over random inputs, objects with methods).
-Every name that the tests take from the program is a `Remote` here: calling it sends the arguments to the program's process and returns
-plain values. Expected values stay on this side. An object that is not plain data is a `Remote` too: its methods can be called,
-but it equals no value, so an `__eq__` that always agrees is never asked.
+For tests that cannot be split into calls and literals by reading them (loops, tolerances over random inputs, objects
+with methods). Every name that the tests take from the program is a `Remote` here: calling it sends the arguments to the
+program's process and returns plain values. Expected values stay on this side. An object that is not plain data is a
+`Remote` too: its methods can be called, but it equals no value, so an `__eq__` that always agrees is never asked.
 Standard library only: the zygote imports this file without the rest of the package.
 """
 

@@ -1,11 +1,12 @@
 """What runs inside the walls, around the untrusted program: load it, answer calls, send back plain values.
 
-Nothing here decides a verdict. The program shares this address space and can overwrite all of it; what it gains is the right to
-claim a value for each call, which is what a program is for. Expected values and comparisons are with the parent process.
-Standard library only: the zygote imports this file without the rest of the package.
+Nothing here decides a verdict. The program shares this address space and can overwrite all of it; what it gains is the
+right to claim a value for each call, which is what a program is for. Expected values and comparisons are with the
+parent process. Standard library only: the zygote imports this file without the rest of the package.
 
-Order of messages: the child says `up` when its walls stand; the parent sends the program; the child says `ready` or `failed`;
-only then does the parent send calls, so that code at module level sees neither them nor the token that answers must carry.
+Order of messages: the child says `up` when its walls stand; the parent sends the program; the child says `ready` or
+`failed`; only then does the parent send calls, so that code at module level sees neither them nor the token that
+answers must carry.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def load_module(name: str, sources: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def serve(control: int, run_tests: Any) -> None:
-    """Answer the parent until it is done with this process. `run_tests` is sandbox_checker's, which imports this file."""
+    """Answer the parent until it is done with this process. `run_tests` is sandbox_checker's, which imports this
+    file."""
     channel = Channel(control)
     channel.send("up")
     job = channel.receive()
@@ -168,7 +170,7 @@ def _operate(namespace: dict[str, Any], kept: list[Any], step: dict[str, Any]) -
         "attribute": getattr,
         "item": lambda owner, key: owner[key],
         "length": len,
-        "items": lambda owner: list(owner),
+        "items": list,
         "contains": lambda owner, item: item in owner,
         "equal": lambda owner, other: owner == other,
         "text": str,

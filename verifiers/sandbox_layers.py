@@ -1,8 +1,8 @@
 """The kernel's walls, one function each: namespaces, the private file tree, Landlock, capabilities, limits.
 
 Raw system calls through ctypes, because the whole of it must run between a fork and the untrusted program in about a
-millisecond: a bubblewrap per sample costs 11 ms, and the Python bindings of Landlock and libseccomp add a dependency for a dozen calls.
-Standard library only: the zygote imports this file without the rest of the package.
+millisecond: a bubblewrap per sample costs 11 ms, and the Python bindings of Landlock and libseccomp add a dependency
+for a dozen calls. Standard library only: the zygote imports this file without the rest of the package.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def _bind(source: str, target: str, *, read_only: bool) -> None:
 
 
 def enter_private_tree(readable: list[str], hidden: list[str]) -> None:
-    """Replace the file tree by an empty one that shows `readable` (read-only), /dev/null and an empty scratch directory.
+    """Replace the file tree by an empty one that shows `readable` (read-only), /dev/null and an empty scratch
+    directory.
 
     Args:
         readable: absolute directories that keep their place.
@@ -223,10 +224,12 @@ _NOT_IN_SCRATCH = (1 << 0) | (1 << 6) | (1 << 11) | (1 << 15)
 
 
 def restrict_files(version: int, readable: list[str], writable: list[str]) -> None:
-    """Landlock: read `readable`, use `writable` freely, no other file; no TCP, no signal or abstract socket to the outside.
+    """Landlock: read `readable`, use `writable` freely, no other file; no TCP, no signal or abstract socket to the
+    outside.
 
     Args:
-        version: from `landlock_version`; older kernels enforce less (3: no truncate, 4: TCP, 6: signals and abstract sockets).
+        version: from `landlock_version`; older kernels enforce less (3: no truncate, 4: TCP, 6: signals and abstract
+            sockets).
     """
     rights = (1 << _RIGHTS_BY_VERSION.get(version, 16)) - 1
     attributes = struct.pack("QQQ", rights, 3 if version >= 4 else 0, 3 if version >= 6 else 0)

@@ -23,7 +23,8 @@ class ZygoteLink:
         return self._control.fileno()
 
     def start(self, scratch: str, descriptors: list[int]) -> int:
-        """Ask for a child with control, stdin, stdout and stderr `descriptors`; returns its identity. Raises SandboxError."""
+        """Ask for a child with control, stdin, stdout and stderr `descriptors`; returns its identity. Raises
+        SandboxError."""
         self._next_identity += 1
         request = json.dumps({"do": "start", "id": self._next_identity, "scratch": scratch}).encode()
         try:

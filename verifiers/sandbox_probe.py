@@ -1,6 +1,7 @@
 """`python -m verifiers.sandbox_probe`: which of the sandbox's layers work on this machine.
 
-Nothing is guessed from versions: a zygote puts its walls up and reports, for each, that it stands or the kernel's reason.
+Nothing is guessed from versions: a zygote puts its walls up and reports, for each, that it stands or the kernel's
+reason.
 """
 
 from __future__ import annotations

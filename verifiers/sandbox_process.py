@@ -14,7 +14,7 @@ from typing import Any
 from verifiers.sandbox_link import ZygoteLink
 from verifiers.sandbox_values import dump, load
 
-_LONGEST_MESSAGE = 8 << 20
+_LONGEST_MESSAGE = 4 << 20
 _TAIL = 2000
 _MOST_CREDIT = 4.0  # seconds added to a limit because the machine was busy
 
@@ -127,7 +127,8 @@ class SandboxedProcess:
             deadline = self._wait_for_events(deadline)
 
     def wait(self, seconds: float) -> str | None:
-        """Wait until the process ends by itself; return the reason if it did not, or what it reported as its failure."""
+        """Wait until the process ends by itself; return the reason if it did not, or what it reported as its
+        failure."""
         deadline = time.monotonic() + seconds
         try:
             while not self._has_ended():
@@ -205,7 +206,8 @@ class SandboxedProcess:
         return self._identity in self._link.endings
 
     def end(self) -> Ended:
-        """Kill the process and all it started, take the rest of its output, and say how it ended. Raises SandboxError."""
+        """Kill the process and all it started, take the rest of its output, and say how it ended. Raises
+        SandboxError."""
         try:
             if not self._has_ended():
                 self._link.kill(self._identity)

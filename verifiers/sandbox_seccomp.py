@@ -1,11 +1,12 @@
 """Which system calls an untrusted program may make: an allow-list, as a seccomp filter built here.
 
 Everything not named is refused with EPERM, so a call that a later kernel adds is refused too. Left out on purpose:
-execve (no program needs another one to compute a value), socket and connect, ptrace and process_vm_*, mount, unshare and setns,
-System V and POSIX IPC, memfd_create (memory that no limit counts), io_uring, bpf, keyctl, userfaultfd, perf_event_open.
+execve (no program needs another one to compute a value), socket and connect, ptrace and process_vm_*, mount, unshare
+and setns, System V and POSIX IPC, memfd_create (memory that no limit counts), io_uring, bpf, keyctl, userfaultfd,
+perf_event_open.
 
-Written with ctypes instead of libseccomp's bindings because those need a system library that containers often lack, and the
-filter is a list of numbers. Numbers: Linux's asm/unistd_64.h (x86-64) and asm-generic/unistd.h (arm64).
+Written with ctypes instead of libseccomp's bindings because those need a system library that containers often lack, and
+the filter is a list of numbers. Numbers: Linux's asm/unistd_64.h (x86-64) and asm-generic/unistd.h (arm64).
 Standard library only: the zygote imports this file without the rest of the package.
 """
 

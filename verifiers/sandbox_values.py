@@ -1,8 +1,8 @@
 """Values as text: what a program returned, made of plain data only.
 
-Only the data of the built-in base types crosses the wall between the untrusted process and its judge. A subclass of `int` that
-lies in `__eq__` arrives as the number that it holds; anything else arrives as an `Opaque` that equals nothing.
-JSON with tags: scalars and lists stand for themselves, every other type is an object with one key.
+Only the data of the built-in base types crosses the wall between the untrusted process and its judge. A subclass of
+`int` that lies in `__eq__` arrives as the number that it holds; anything else arrives as an `Opaque` that equals
+nothing. JSON with tags: scalars and lists stand for themselves, every other type is an object with one key.
 Standard library only: the child imports this file without the rest of the package.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 MOST_NODES = 200_000
 DEEPEST = 100
 _MOST_INTEGER_BITS = 1 << 20
-_ITERATORS = (
+_ITERATORS: tuple[type, ...] = (
     type(iter([])),
     type(iter(())),
     type(iter("")),

@@ -1,14 +1,15 @@
 """The zygote: a clean interpreter that forks one walled child per program.
 
-Started by `verifiers.sandbox` as `python -P -s -S -B` with an empty environment. It imports the common modules once, puts up the walls that last,
-reports which of them stand, and then forks. It never sees a program, a test or a result: those pass between the parent and the
-child through a socket that the parent hands over with each request.
+Started by `verifiers.sandbox` as `python -P -s -S -B` with an empty environment. It imports the common modules once,
+puts up the walls that last, reports which of them stand, and then forks. It never sees a program, a test or a result:
+those pass between the parent and the child through a socket that the parent hands over with each request.
 Standard library only; the package `verifiers` is a stub here (see the last lines).
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
 import importlib
 import json
@@ -21,134 +22,19 @@ import time
 import types
 from typing import Any
 
-# Imported once, so that importing them costs a program nothing. Each megabyte of them costs every fork 0.05 ms: asyncio, unittest, xml
-# and others of their size are read from disk by the few programs that want them.
-_PRELOADED = """
-abc array ast base64 bisect calendar cmath codecs collections collections.abc contextlib copy csv ctypes dataclasses datetime decimal enum fractions
-functools gc hashlib heapq inspect io itertools json keyword math numbers operator os os.path pathlib pprint queue random re secrets statistics
-string struct sys tempfile textwrap threading time timeit traceback types typing unicodedata warnings weakref
-""".split()
-# These load system libraries, which cannot be read once the walls are up.
-_NEEDS_LIBRARIES = "_bz2 _ctypes _hashlib _lzma _sqlite3 _ssl _uuid zlib".split()
+# Imported once, so that importing them costs a program nothing. Each megabyte of them costs every fork 0.05 ms:
+# asyncio, unittest, xml and others of their size are read from disk by the few programs that want them.
+_COMMON = """
+abc array ast base64 bisect calendar cmath codecs collections collections.abc contextlib copy csv ctypes dataclasses
+datetime decimal enum fractions functools gc hashlib heapq inspect io itertools json keyword math numbers operator os
+os.path pathlib pprint queue random re secrets statistics string struct sys tempfile textwrap threading time timeit
+traceback types typing unicodedata warnings weakref
+"""
+_NEEDS_LIBRARIES = ("_bz2", "_ctypes", "_hashlib", "_lzma", "_sqlite3", "_ssl", "_uuid", "zlib")
+"""They load system libraries, which cannot be read once the walls are up."""
 
 
-class Walls:
-    """Which layers stand, and how a child puts up its own."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
-        self.layers: set[str] = set(options["layers"])
-        self.report: dict[str, str] = {}
-        """Layer to "on", or the reason why it is not."""
-        self.search_path = [path for path in dict.fromkeys(map(os.path.realpath, sys.path)) if os.path.isdir(path)]
-        self.paths = [p for p in self.search_path if not any(p.startswith(q + "/") for q in self.search_path)]
-        """Directories that programs may read."""
-        self._filter: Any = None
-        self._landlock_version = 0
-        self.proc = -1
-
-    def _attempt(self, layer: str, action: Any) -> bool:
-        if layer not in self.layers:
-            self.report[layer] = "switched off"
-            return False
-        try:
-            action()
-        except (OSError, NotImplementedError, KeyError) as error:
-            self.report[layer] = str(error)
-            return False
-        self.report[layer] = "on"
-        return True
-
-    def on(self, layer: str) -> bool:
-        return self.report.get(layer) == "on"
-
-    def put_up(self) -> None:
-        """Put up what lasts for the zygote's life."""
-        proc = self.proc = os.open("/proc", os.O_PATH)  # the private tree has none
-        root = os.geteuid() == 0
-        tree_built = False
-        if root:
-            # root's files are readable for the tree only before root is given up
-            try:
-                layers.unshare(layers.NEW_MOUNT)
-                tree_built = self._attempt("mount namespace", self._build_tree)
-            except OSError:
-                pass  # root without CAP_SYS_ADMIN: a user namespace may still work, below
-            self._attempt("unprivileged user", layers.become_unprivileged)
-        else:
-            self.report["unprivileged user"] = "on"
-        self._attempt("user namespace", lambda: layers.enter_user_namespace(proc))
-        if self.on("user namespace") and not tree_built:
-
-            def separate_tree() -> None:
-                layers.unshare(layers.NEW_MOUNT)
-                self._build_tree()
-
-            self._attempt("mount namespace", separate_tree)
-        self._attempt("network namespace", lambda: layers.unshare(layers.NEW_NET))
-        self._attempt("ipc namespace", lambda: layers.unshare(layers.NEW_IPC))
-        self._attempt("uts namespace", lambda: layers.unshare(layers.NEW_UTS))
-        self.report.setdefault("mount namespace", "needs a user namespace")
-        self._attempt("no new privileges", layers.forbid_new_privileges)
-        if self.on("user namespace"):
-            self._attempt("capabilities", layers.drop_bounding_set)
-        else:
-            self.report["capabilities"] = "on" if self.on("unprivileged user") else "root was not given up"
-        self._attempt("landlock", self._find_landlock)
-        self._attempt("pid namespace", self._try_pid_namespace)
-        if not self.on("pid namespace"):
-            layers.adopt_orphans()
-        layers.set_limits(self.options["limits"])
-        self.report["rlimits"] = "on"
-        self._attempt("seccomp", self._install_filters)
-
-    def _build_tree(self) -> None:
-        hidden = [os.path.join(path, name) for path in self.paths for name in ("site-packages", "dist-packages")]
-        layers.enter_private_tree(self.paths, [path for path in hidden if os.path.isdir(path)])
-
-    def _find_landlock(self) -> None:
-        self._landlock_version = layers.landlock_version()
-
-    def _try_pid_namespace(self) -> None:
-        pid = layers.fork(layers.NEW_PID)
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
-
-    def _install_filters(self) -> None:
-        # the long allow-list binds the zygote too and is inherited; a child adds the short list of what only a zygote may do
-        self._filter = seccomp.SeccompFilter(seccomp.child_filter(allow_kill=self.on("pid namespace")))
-        seccomp.SeccompFilter(seccomp.zygote_filter()).install()
-
-    def children(self) -> set[int]:
-        descriptor = os.open(f"self/task/{os.getpid()}/children", os.O_RDONLY, dir_fd=self.proc)
-        with open(descriptor) as file:
-            return set(map(int, file.read().split()))
-
-    def fork_flags(self) -> int:
-        flags = layers.NEW_PID if self.on("pid namespace") else 0
-        return flags | (layers.NEW_MOUNT if self.on("mount namespace") else 0)
-
-    def close_in_child(self, scratch: str) -> None:
-        """Put up the walls of one child. Raises OSError: then no program runs."""
-        layers.die_with_parent()
-        os.setsid()
-        os.umask(0o077)
-        if self.on("mount namespace"):
-            layers.mount_scratch(self.options["scratch_mib"])
-        else:
-            os.environ.update(HOME=scratch, TMPDIR=scratch)
-        os.chdir(scratch)
-        layers.set_limits({"CPU": self.options["cpu_seconds"]})
-        if self.on("user namespace"):
-            layers.drop_capabilities()
-        if self.on("landlock"):
-            layers.restrict_files(self._landlock_version, self.paths, [scratch])
-        if self.on("seccomp"):
-            self._filter.install()
-
-
-def _run_child(walls: Walls, descriptors: list[int], scratch: str) -> None:
+def _run_child(walls: Any, descriptors: list[int], scratch: str) -> None:
     """In the child: wire the descriptors to 0-3, close every other, put up the walls, and serve."""
     for number in range(4):
         # first out of the way of 0-3, then into place
@@ -164,7 +50,7 @@ def _run_child(walls: Walls, descriptors: list[int], scratch: str) -> None:
 class Zygote:
     """Forks children on request and tells the parent how each ended."""
 
-    def __init__(self, control: socket.socket, walls: Walls) -> None:
+    def __init__(self, control: socket.socket, walls: Any) -> None:
         self._control = control
         self._walls = walls
         self._children: dict[int, tuple[int, int, str]] = {}  # pidfd -> (pid, id, scratch)
@@ -249,10 +135,8 @@ class Zygote:
         known = {pid for pid, _identity, _scratch in self._children.values()}
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
             orphans = self._walls.children() - known
             if not orphans:
                 return
@@ -271,10 +155,9 @@ class Zygote:
                 self._kill_orphans(pid)
 
     def _send(self, message: dict[str, Any]) -> None:
-        try:
+        # where the parent is gone, the next poll ends this process
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._control.send(json.dumps(message).encode())
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the parent is gone; the next poll ends this process
 
 
 def _receive_with_descriptors(control: socket.socket) -> tuple[bytes, list[int]]:
@@ -287,20 +170,20 @@ def _receive_with_descriptors(control: socket.socket) -> tuple[bytes, list[int]]
 
 
 def _preload() -> None:
-    # Without their fork hooks: those reseed `random` (a program must see the same numbers wherever it runs) and cost 0.4 ms a fork.
+    # Without their fork hooks: those reseed `random` (a program must see the same numbers wherever it runs) and cost
+    # 0.4 ms a fork.
     register, os.register_at_fork = os.register_at_fork, lambda **_hooks: None
-    for name in [*_PRELOADED, *_NEEDS_LIBRARIES]:
-        try:
+    for name in [*_COMMON.split(), *_NEEDS_LIBRARIES]:
+        # an interpreter built without it: the program will be told so when it imports it
+        with contextlib.suppress(ImportError):
             importlib.import_module(name)
-        except ImportError:
-            pass  # an interpreter built without it: the program will be told so when it imports it
     os.register_at_fork = register
     sys.modules["random"].seed(0)
 
 
 def main(descriptor: int, options: dict[str, Any]) -> None:
     control = socket.socket(fileno=descriptor)
-    walls = Walls(options)
+    walls = walls_module.Walls(options)
     walls.put_up()
     os.environ.clear()
     os.environ.update(PATH="/nowhere", LANG="C.UTF-8", HOME=layers.SCRATCH, TMPDIR=layers.SCRATCH)
@@ -326,7 +209,7 @@ if __name__ == "__main__":
     sys.modules["verifiers"] = package
     child: Any = importlib.import_module("verifiers.sandbox_child")
     layers: Any = importlib.import_module("verifiers.sandbox_layers")
-    seccomp: Any = importlib.import_module("verifiers.sandbox_seccomp")
+    walls_module: Any = importlib.import_module("verifiers.sandbox_walls")
     checker: Any = importlib.import_module("verifiers.sandbox_checker")
     own_module = sys.modules.pop("__main__")  # kept alive here; programs find an empty one
     sys.modules["__main__"] = types.ModuleType("__main__")
