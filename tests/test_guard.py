@@ -19,7 +19,12 @@ SPAM = [
     ("tulu3", {"func_name": "verify_bullet_points", "N": 5}, "", "* yes\n" * 5),
     ("tulu3", {"func_name": "validate_no_commas"}, "", "----------------------------------------"),
     ("tulu3", {"func_name": "validate_word_constraint", "N": 50, "quantifier": "at least"}, "", "word " * 50),
-    ("tulu3", {"func_name": "validate_lowercase"}, "tell me about the tides of the sea", "tell me about the tides of the sea"),
+    (
+        "tulu3",
+        {"func_name": "validate_lowercase"},
+        "tell me about the tides of the sea",
+        "tell me about the tides of the sea",
+    ),
     ("tulu3", {"func_name": "validate_json_format"}, "", "[0, 0, 0, 0, 0, 0, 0, 0]"),
     ("tulu3", {"func_name": "validate_repeat_prompt", "original_prompt": "Write a poem."}, "", "Write a poem. Ok."),
     ("ifeval", ("language:response_language", {"language": "th"}), "", "?!? ?!? ?!? ?!?"),
@@ -33,26 +38,73 @@ SPAM = [
     ("ifbench", ("words:palindrome", {}), "", "level " * 10),
     ("ifbench", ("ratio:sentence_type", {}), "", "! ! ! ! ! !"),
     ("ifbench", ("words:no_consecutive", {}), "", "ab cd " * 30),
-    ("ifbench", ("format:quote_unquote", {}), "Explain how tides come about, in quotes", "explain how tides come about"),
-]  # fmt: skip
+    (
+        "ifbench",
+        ("format:quote_unquote", {}),
+        "Explain how tides come about, in quotes",
+        "explain how tides come about",
+    ),
+]
 ORDINARY = [
-    ("tulu3", {"func_name": "validate_no_commas"}, "What causes tides?", "The pull of the Moon and the Sun on the oceans."),
+    (
+        "tulu3",
+        {"func_name": "validate_no_commas"},
+        "What causes tides?",
+        "The pull of the Moon and the Sun on the oceans.",
+    ),
     ("tulu3", {"func_name": "validate_choice", "options": ["yes", "no"]}, "Is it? Answer yes or no", "yes"),
-    ("tulu3", {"func_name": "verify_keyword_frequency", "word": "tiger", "N": 3}, "About the tiger",
-     "A tiger hunts alone. When a tiger grows old it keeps to easy prey, and no tiger shares it."),
-    ("tulu3", {"func_name": "validate_json_format"}, "Two cities", '{"cities": ["Lima", "Quito"], "note": "both are capitals"}'),
-    ("tulu3", {"func_name": "validate_response_language", "language": "th"}, "", "วันนี้อากาศดีมากและท้องฟ้าแจ่มใส เราจึงออกไปเดินเล่นในสวน"),
+    (
+        "tulu3",
+        {"func_name": "verify_keyword_frequency", "word": "tiger", "N": 3},
+        "About the tiger",
+        "A tiger hunts alone. When a tiger grows old it keeps to easy prey, and no tiger shares it.",
+    ),
+    (
+        "tulu3",
+        {"func_name": "validate_json_format"},
+        "Two cities",
+        '{"cities": ["Lima", "Quito"], "note": "both are capitals"}',
+    ),
+    (
+        "tulu3",
+        {"func_name": "validate_response_language", "language": "th"},
+        "",
+        "วันนี้อากาศดีมากและท้องฟ้าแจ่มใส เราจึงออกไปเดินเล่นในสวน",
+    ),
     ("tulu3", {"func_name": "validate_response_language", "language": "hi"}, "", "आज मौसम बहुत अच्छा है और आसमान साफ है"),
     ("tulu3", {"func_name": "validate_word_constraint", "N": 1, "quantifier": "at most"}, "Capital?", "Paris"),
-    ("tulu3", {"func_name": "validate_repeat_prompt", "original_prompt": "Name a river."}, "Name a river.",
-     "Name a river. The Danube flows to the Black Sea."),
-    ("ifeval", ("detectable_format:constrained_response", {}), "Answer: My answer is yes. My answer is no.", "My answer is yes."),
-    ("ifeval", ("combination:repeat_prompt", {"prompt_to_repeat": "Name a river."}), "Name a river.",
-     "Name a river. The Danube flows to the Black Sea."),
-    ("ifbench", ("repeat:repeat_change", {"prompt_to_repeat": "Name a long river in Asia"}), "Name a long river in Asia",
-     "Tell a long river in Asia"),
+    (
+        "tulu3",
+        {"func_name": "validate_repeat_prompt", "original_prompt": "Name a river."},
+        "Name a river.",
+        "Name a river. The Danube flows to the Black Sea.",
+    ),
+    (
+        "ifeval",
+        ("detectable_format:constrained_response", {}),
+        "Answer: My answer is yes. My answer is no.",
+        "My answer is yes.",
+    ),
+    (
+        "ifeval",
+        ("combination:repeat_prompt", {"prompt_to_repeat": "Name a river."}),
+        "Name a river.",
+        "Name a river. The Danube flows to the Black Sea.",
+    ),
+    (
+        "ifbench",
+        ("repeat:repeat_change", {"prompt_to_repeat": "Name a long river in Asia"}),
+        "Name a long river in Asia",
+        "Tell a long river in Asia",
+    ),
     ("ifbench", ("format:options", {"options": "yes/no/maybe"}), "yes/no/maybe?", "maybe"),
-]  # fmt: skip
+    (
+        "ifbench",
+        ("custom:date_format_list", {}),
+        "Napoleon's battles",
+        "1796-04-12, 1800-06-14, 1805-12-02, 1815-06-18",
+    ),
+]
 CLASSES = {"tulu3": Tulu3IFEvalVerifier, "ifeval": IFEvalVerifier, "ifbench": IFBenchVerifier}
 
 

@@ -32,26 +32,40 @@ CASES = [
     ("length_constraints:number_sentences", {"num_sentences": 3, "relation": "less than"}, "One. Two!", "A! B? C."),
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "***\na\n***\nb", "a\n***\n***\nb"),
     ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "well-known man", "well-known"),
-    ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "so"},
-     "a\n\nSo, b", "a\n\nSome b"),
+    (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "so"},
+        "a\n\nSo, b",
+        "a\n\nSome b",
+    ),
     ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[a] [b c]", "[a] [b\n]"),
     ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Bye.\np. s. x", "Bye. PS x"),
     ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Bye.\nP.P.S x", "Bye. P.S. x"),
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n  - b", "** a\n- b"),
     ("detectable_format:constrained_response", {}, "Well. My answer is no.", "no"),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a* *b*", "*a* * *"),
-    ("detectable_format:multiple_sections", {"section_spliter": "PART", "num_sections": 2}, "PART 1 a PART2 b", "Part 1 PART 2"),
+    (
+        "detectable_format:multiple_sections",
+        {"section_spliter": "PART", "num_sections": 2},
+        "PART 1 a PART2 b",
+        "Part 1 PART 2",
+    ),
     ("detectable_format:json_format", {}, "```json\n{}\n```", "{'a': 1}"),
     ("detectable_format:title", {}, "<<a>>", "<< >>"),
     ("combination:two_responses", {}, "a\n******\nb", "a\n******\na"),
     ("combination:repeat_prompt", {"prompt_to_repeat": "Say hi."}, "say hi. Hi", "Hi! Say hi."),
     ("startend:end_checker", {"end_phrase": "Any questions?"}, 'Bye. "any questions?"', "Any questions? No."),
     ("startend:quotation", {}, ' "a" ', '"'),
-    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "less than"}, "NASA went", "I AM"),
+    (
+        "change_case:capital_word_frequency",
+        {"capital_frequency": 2, "capital_relation": "less than"},
+        "NASA went",
+        "I AM",
+    ),
     ("change_case:english_capital", {}, "THIS IS AN ENGLISH SENTENCE.", "This IS AN ENGLISH SENTENCE."),
     ("change_case:english_lowercase", {}, "this is an english sentence.", "das ist ein deutscher satz."),
     ("punctuation:no_comma", {}, "a; b", "a, b"),
-]  # fmt: skip
+]
 
 
 def truth(*instructions):
@@ -125,18 +139,28 @@ def test_every_published_form_of_a_ground_truth_is_read():
 @pytest.mark.parametrize(
     "bad",
     [
-        None, 3, "", "nope(", "[]", {}, {"instruction_id": [], "kwargs": []},
-        {"instruction_id": ["punctuation:no_comma"], "kwargs": [{}, {}]}, {"instruction_id": ["no:such"], "kwargs": [{}]},
-        {"instruction_id": ["keywords:existence"], "kwargs": [{}]}, {"instruction_id": ["keywords:existence"], "kwargs": [3]},
+        None,
+        3,
+        "",
+        "nope(",
+        "[]",
+        {},
+        {"instruction_id": [], "kwargs": []},
+        {"instruction_id": ["punctuation:no_comma"], "kwargs": [{}, {}]},
+        {"instruction_id": ["no:such"], "kwargs": [{}]},
+        {"instruction_id": ["keywords:existence"], "kwargs": [{}]},
+        {"instruction_id": ["keywords:existence"], "kwargs": [3]},
         {"instruction_id": ["keywords:existence"], "kwargs": [{"keywords": "x"}]},
         {"instruction_id": ["punctuation:no_comma"], "kwargs": [{"colour": 1}]},
         {"instruction_id": ["length_constraints:number_words"], "kwargs": [{"num_words": 3, "relation": "about"}]},
         {"instruction_id": ["length_constraints:number_words"], "kwargs": [{"num_words": -3, "relation": "at least"}]},
-        {"instruction_id": ["length_constraints:nth_paragraph_first_word"],
-         "kwargs": [{"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "x"}]},
+        {
+            "instruction_id": ["length_constraints:nth_paragraph_first_word"],
+            "kwargs": [{"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "x"}],
+        },
         "__import__('os').system('true')",
     ],
-)  # fmt: skip
+)
 def test_an_unreadable_ground_truth_is_an_error_that_says_what_to_do(bad):
     with pytest.raises(GroundTruthError, match="Fix the row or remove it"):
         VERIFIER.check_ground_truth(bad)
@@ -149,7 +173,8 @@ def test_unknown_options_are_refused():
 
 
 def test_the_package_loads_neither_nltk_nor_langdetect_until_they_are_needed():
-    code = "import sys, verifiers.ifeval; print([m for m in ('nltk', 'langdetect', 'verifiers.ifeval.ifeval') if m in sys.modules])"
+    names = ("nltk", "langdetect", "verifiers.ifeval.ifeval")
+    code = f"import sys, verifiers.ifeval; print([name for name in {names} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
@@ -173,8 +198,22 @@ def test_the_detected_language_does_not_depend_on_earlier_calls():
     assert detect_language("?!") is None
 
 
-HOSTILE = ("[" * 20000, "<" * 20000, "\n" * 20000 + "x", " " * 20000 + "x", "*" * 20000, "P.S. " * 4000, "A. " * 6000, "<<" * 9000,
-           "[" * 9000 + "]" * 9000, '"' * 20000, "```json" * 3000, "-\n" * 9000, "\x00" * 20000, "\u0301" * 20000)  # fmt: skip
+HOSTILE = (
+    "[" * 20000,
+    "<" * 20000,
+    "\n" * 20000 + "x",
+    " " * 20000 + "x",
+    "*" * 20000,
+    "P.S. " * 4000,
+    "A. " * 6000,
+    "<<" * 9000,
+    "[" * 9000 + "]" * 9000,
+    '"' * 20000,
+    "```json" * 3000,
+    "-\n" * 9000,
+    "\x00" * 20000,
+    "\u0301" * 20000,
+)
 
 
 @pytest.mark.parametrize("response", HOSTILE, ids=lambda text: repr(text[:4]))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verifiers.base import Outcome, Sample
-from verifiers.errors import GroundTruthError
+from verifiers.errors import GroundTruthError, VerifierError
 from verifiers.ifeval.tulu3 import FUNCTIONS, KNOWN_ARGUMENTS, Tulu3IFEvalVerifier, read_constraint
 
 DEFAULT = Tulu3IFEvalVerifier()
@@ -29,7 +29,13 @@ CASES = [
     ("verify_letter_frequency", {"letter": "e", "N": 2}, "eel", C, C),
     ("validate_response_language", {"language": "de"}, "Das ist ein ganz gewöhnlicher deutscher Satz.", C, C),
     ("validate_response_language", {"language": "German"}, "This is plainly an English sentence.", W, W),
-    ("validate_response_language", {"language": "zh"}, "今天天气很好，我们去公园散步。", C, W),  # "zh-cn" to the original
+    (
+        "validate_response_language",
+        {"language": "zh"},
+        "今天天气很好，我们去公园散步。",
+        C,
+        W,
+    ),  # "zh-cn" to the original
     ("validate_response_language", {"language": "en"}, "12345", W, INDETERMINATE),
     ("verify_paragraph_count", {"N": 2}, "One.\n* * *\nTwo.", C, C),
     ("verify_paragraph_count", {"N": 2}, "One.\n* * *\n", W, W),
@@ -90,12 +96,23 @@ CASES = [
     ("validate_no_commas", {}, "None at all.", C, C),
     ("validate_no_commas", {}, "One, two.", W, W),
     ("validate_no_commas", {}, "一，二", W, C),
-]  # fmt: skip
+]
 ARGUMENTS = {
-    "N": 2, "quantifier": "at most", "end_phrase": "x", "keyword_list": ["x"], "word": "x", "forbidden_words": ["x"],
-    "letter": "x", "i": 1, "first_word": "x", "postscript_marker": "P.S.", "options": ["x"], "section_splitter": "Section",
-    "original_prompt": "x", "language": "en",
-}  # fmt: skip
+    "N": 2,
+    "quantifier": "at most",
+    "end_phrase": "x",
+    "keyword_list": ["x"],
+    "word": "x",
+    "forbidden_words": ["x"],
+    "letter": "x",
+    "i": 1,
+    "first_word": "x",
+    "postscript_marker": "P.S.",
+    "options": ["x"],
+    "section_splitter": "Section",
+    "original_prompt": "x",
+    "language": "en",
+}
 
 
 def row(name, arguments):
@@ -106,8 +123,7 @@ def row(name, arguments):
 def outcome(verifier, name, arguments, completion):
     try:
         return verifier.verify(Sample(completion=completion, ground_truth=row(name, arguments))).outcome
-    except Exception as error:  # noqa: BLE001 - the pool's rule: whatever a verifier raises is indeterminate
-        assert "raises" in str(error)
+    except VerifierError:
         return INDETERMINATE
 
 
@@ -150,15 +166,27 @@ def test_a_mapping_and_its_json_give_the_same_verdict():
 @pytest.mark.parametrize(
     "ground_truth",
     [
-        None, 7, "", "not json", "[]", "{}", {"func_name": 3}, {"func_name": "no_such"}, {"func_name": "validate_end"},
-        {"func_name": "validate_end", "end_phrase": " "}, {"func_name": "verify_bullet_points", "N": "2"},
-        {"func_name": "verify_bullet_points", "N": -1}, {"func_name": "verify_bullet_points", "N": True},
-        {"func_name": "verify_letter_frequency", "letter": "ab", "N": 1}, {"func_name": "verify_keywords", "keyword_list": []},
+        None,
+        7,
+        "",
+        "not json",
+        "[]",
+        "{}",
+        {"func_name": 3},
+        {"func_name": "no_such"},
+        {"func_name": "validate_end"},
+        {"func_name": "validate_end", "end_phrase": " "},
+        {"func_name": "verify_bullet_points", "N": "2"},
+        {"func_name": "verify_bullet_points", "N": -1},
+        {"func_name": "verify_bullet_points", "N": True},
+        {"func_name": "verify_letter_frequency", "letter": "ab", "N": 1},
+        {"func_name": "verify_keywords", "keyword_list": []},
         {"func_name": "validate_word_constraint", "N": 3, "quantifier": "exactly"},
-        {"func_name": "validate_paragraphs", "N": 2, "i": 3, "first_word": "x"}, {"func_name": "validate_title", "colour": "red"},
+        {"func_name": "validate_paragraphs", "N": 2, "i": 3, "first_word": "x"},
+        {"func_name": "validate_title", "colour": "red"},
         {"func_name": "validate_response_language", "language": "Klingon"},
     ],
-)  # fmt: skip
+)
 def test_an_unreadable_ground_truth_is_an_error_that_says_what_to_do(ground_truth):
     for verifier in (DEFAULT, COMPAT):
         with pytest.raises(GroundTruthError, match="Fix the row or remove it"):

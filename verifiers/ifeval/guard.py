@@ -60,6 +60,8 @@ class Allowance:
     """Text that a constraint asks to repeat first; the guard judges what follows it."""
     may_copy: bool = False
     """A constraint asks for words of the prompt: the overlap is not judged."""
+    may_lack_letters: bool = False
+    """A constraint asks for numbers: the share of letters is not judged."""
 
 
 NO_ALLOWANCE = Allowance()
@@ -137,7 +139,8 @@ def find_spam(
     fewest = bounds.minimum_words if allowance.most_words is None else min(bounds.minimum_words, allowance.most_words)
     if word_count < fewest:
         return f"{word_count} words (at least {fewest})"
-    if (letters := letter_share(text)) < bounds.minimum_letter_share:
+    letters = 1.0 if allowance.may_lack_letters else letter_share(text)
+    if letters < bounds.minimum_letter_share:
         return f"{letters:.0%} letters (at least {bounds.minimum_letter_share:.0%})"
     if (repeats := repetition(text)) > bounds.maximum_repetition:
         return f"{repeats:.0%} repetition (at most {bounds.maximum_repetition:.0%})"

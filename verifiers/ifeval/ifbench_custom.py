@@ -149,7 +149,7 @@ def date_format_list(response: str) -> bool:
 
 
 CUSTOM: dict[str, InstructionType] = {
-    "custom:multiples": InstructionType(check=multiples),
+    "custom:multiples": InstructionType(check=multiples, may_lack_letters=True),
     "custom:mcq_count_length": InstructionType(check=mcq_count_length),
     "custom:reverse_newline": InstructionType(check=reverse_newline),
     "custom:word_reverse": InstructionType(check=word_reverse),
@@ -159,5 +159,5 @@ CUSTOM: dict[str, InstructionType] = {
     "custom:csv_city": InstructionType(check=csv_city),
     "custom:csv_special_character": InstructionType(check=csv_special_character),
     "custom:csv_quotes": InstructionType(check=csv_quotes),
-    "custom:date_format_list": InstructionType(check=date_format_list),
+    "custom:date_format_list": InstructionType(check=date_format_list, may_lack_letters=True),
 }

@@ -81,6 +81,7 @@ def _allowance(instructions: Iterable[Instruction]) -> Allowance:
         most_words=min(most_words, default=None),
         repeated_prompt=repeated[0] if repeated else "",
         may_copy=any(i.kind.may_copy for i in instructions),
+        may_lack_letters=any(i.kind.may_lack_letters for i in instructions),
     )
 
 

@@ -26,6 +26,8 @@ class InstructionType:
     """Called with the kwargs: how short the instruction allows a response to be; for the content guard."""
     may_copy: bool = False
     """The instruction asks for words of the prompt; for the content guard."""
+    may_lack_letters: bool = False
+    """The instruction asks for numbers; for the content guard."""
     fault: Callable[..., str | None] | None = None
     """Called with the kwargs: why no response can follow this instruction, or None."""
 

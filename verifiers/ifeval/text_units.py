@@ -41,11 +41,11 @@ MORE_ABBREVIATIONS = ABBREVIATIONS | {
 
 _COMMON_WORD_LIST = """
 a an the this that these those there here it its he his him she her they their them we our us you your my me
-i who what which where when why how whose and but or nor so yet if then than as at by for from in into of off on onto
+i what which where when why how whose and but or nor so yet if then than as at by for from in into of off on onto
 out over to under up with within without about above after again against all also although always among another any
 anyone anything are because been before being below between both can could did do does during each either else even
 every everyone everything few finally first had has have however is just last later let like many maybe more most much
-must neither never next no nobody none not nothing now once one only other others perhaps please rather several shall
+must neither never next nobody none not nothing now once one only other others perhaps please rather several shall
 should since some someone something sometimes soon still such surely therefore though through thus together too two
 unless until use very was well were whatever whenever whether while would yes
 """
