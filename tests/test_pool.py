@@ -186,7 +186,7 @@ def test_what_is_not_a_verdict_is_indeterminate() -> None:
     with VerifierPool({"ill_formed": spec("ill_formed")}) as pool:
         text, outcome = judge_all(pool, "ill_formed", ["text", "outcome"])
     assert "instead of a Verdict" in text.detail
-    assert "'perfect' is not a valid Outcome" in outcome.detail
+    assert "not a verdict: 'perfect'" in outcome.detail
 
 
 def test_a_sample_that_is_not_json_is_indeterminate_and_says_so() -> None:

@@ -28,6 +28,8 @@ from verifiers.pool_supervisor import START_SECONDS
 from verifiers.registry import VerifierSpec, build, resolve
 
 _MAX_RESTARTS = 3
+_BURST_SECONDS = 0.0002
+_BURST_BYTES = 2**16
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from verifiers.pool_supervisor import main; "
     "main(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])"
@@ -106,8 +108,9 @@ class VerifierPool:
     def submit(self, key: Hashable, name: str, sample: Sample) -> None:
         """Judge `sample` by the verifier called `name`; its verdict comes from `poll` or `wait` under `key`.
 
-        Returns at once; a `cannot_hang` verifier has then judged already. A sample that is not JSON cannot be sent to a
-        worker: its verdict is indeterminate. Raises UnknownVerifierError for a name that the pool was not given.
+        Returns at once; a `cannot_hang` verifier has then judged already. The last samples of a burst of calls leave
+        with the next call of any method. A sample that is not JSON cannot be sent to a worker: its verdict is
+        indeterminate. Raises UnknownVerifierError for a name that the pool was not given.
         """
         self._refuse_closed()
         if inline := self._inline.get(name):
@@ -127,7 +130,7 @@ class VerifierPool:
             self._held.append(self._submitted)
         elif self._supervisor is not None:
             self._supervisor.outgoing += frame
-            self._supervisor.send()
+            self._supervisor.send_unless_in_burst()
         self._submitted += 1
 
     def poll(self) -> list[tuple[Hashable, Verdict]]:
@@ -167,7 +170,8 @@ class VerifierPool:
         if supervisor is None:
             raise PoolError("the verifier pool has no supervisor.")
         is_alive = supervisor.exchange(wait_seconds)
-        for (identifier, seconds, _), body, _ in wire.frames(supervisor.incoming, wire.ANSWER):
+        for (identifier, seconds, _), frame in wire.frames(supervisor.incoming, wire.ANSWER):
+            body = frame[wire.ANSWER.size :]
             if identifier == wire.NOTICE_READY:
                 supervisor.is_ready = True
             elif identifier == wire.NOTICE_FATAL:
@@ -211,7 +215,7 @@ class VerifierPool:
 def _decoded(seconds: float, body: bytes) -> Verdict:
     try:
         return wire.decode_answer(seconds, body)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         return Verdict.indeterminate(f"the worker's answer cannot be read: {error}")
 
 
@@ -222,6 +226,7 @@ class _Supervisor:
         self.channel, theirs = socket.socketpair()
         self.incoming, self.outgoing = bytearray(), bytearray()
         self.is_ready = False
+        self._sent = 0.0
         self._started = time.monotonic()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
         with tempfile.TemporaryFile() as settings_file, theirs:
@@ -249,6 +254,13 @@ class _Supervisor:
                 del self.outgoing[: self.channel.send(self.outgoing)]
             except (BlockingIOError, ConnectionError):
                 return  # full: the next call goes on; closed: the next read tells
+
+    def send_unless_in_burst(self) -> None:
+        """Send, or leave it to a call that comes soon: a system call per sample would be half of the pool's cost."""
+        now = time.perf_counter()
+        if now - self._sent > _BURST_SECONDS or len(self.outgoing) > _BURST_BYTES:
+            self.send()
+            self._sent = now
 
     def exchange(self, wait_seconds: float) -> bool:
         """Send and receive what is possible, waiting at most `wait_seconds`; False when the process is gone."""

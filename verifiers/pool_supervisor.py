@@ -29,7 +29,7 @@ from typing import Any
 
 from verifiers import pool_worker as wire
 from verifiers.base import Verdict, Verifier
-from verifiers.pool_handle import SLOW_SECONDS, Handle, Request, describe_exit, exit_status, kill, send
+from verifiers.pool_handle import Handle, Request, describe_exit, exit_status, kill, send
 from verifiers.registry import VerifierSpec, build
 
 START_SECONDS = 120.0
@@ -38,7 +38,9 @@ _MAX_FAILED_STARTS = 3
 _MAX_IN_FLIGHT = 64
 _IN_FLIGHT_SECONDS = 0.005
 """Work handed to a worker ahead of time: enough to hide the hop, little enough to keep workers evenly loaded."""
-_BEGIN_SECONDS = 0.01
+_BUSY_TICK_SECONDS = 0.01
+"""How often deadlines are looked at: a worker does not tell when it begins a sample."""
+_IDLE_TICK_SECONDS = 5.0
 _STUCK_SHARE = 0.25
 """The share of its time limit after which a sample is taken for one that hangs."""
 _OUTPUT_BYTES = 4096
@@ -59,21 +61,26 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._failed_starts = 0
         self._zombies: list[int] = []
+        self._next_check = 0.0
 
     def run(self) -> None:
         """Serve until the caller hangs up."""
         self._caller.setblocking(False)
         self._selector.register(self._caller, selectors.EVENT_READ)
+        self._staff()
         while os.getppid() == self._settings["caller_pid"]:  # a fork of the caller may keep its end of the socket open
-            self._staff()
-            for key, events in self._selector.select(self._seconds_to_next_event()):
+            is_busy = any(worker.in_flight for worker in self._workers)
+            for key, events in self._selector.select(_BUSY_TICK_SECONDS if is_busy else _IDLE_TICK_SECONDS):
                 if key.fileobj is self._caller:
                     if events & selectors.EVENT_READ and not self._read_caller():
                         return
                 elif key.data in self._workers:
                     self._serve(key.data, key.fileobj, events)
-            self._enforce_deadlines()
-            self._steal()
+            if self._next_check <= (now := time.monotonic()):
+                self._next_check = now + _BUSY_TICK_SECONDS
+                self._enforce_deadlines()
+                self._steal()
+                self._staff()
             self._assign()
             self._flush_to_caller()
             self._zombies = [pid for pid in self._zombies if os.waitpid(pid, os.WNOHANG)[0] == 0]
@@ -93,7 +100,7 @@ class Supervisor:
         except ConnectionError:
             return False
         self._from_caller += chunk
-        for (identifier, verifier, _), _, frame in wire.frames(self._from_caller, wire.REQUEST):
+        for (identifier, verifier, _), frame in wire.frames(self._from_caller, wire.REQUEST):
             self._queue.append(Request(identifier, verifier, frame, holders=1))
         return bool(chunk)
 
@@ -193,12 +200,12 @@ class Supervisor:
         except ConnectionError:
             return False
         worker.incoming += chunk
-        for (identifier, seconds, _), body, frame in wire.frames(worker.incoming, wire.ANSWER):
+        for (identifier, seconds, _), frame in wire.frames(worker.incoming, wire.ANSWER):
             if identifier == wire.NOTICE_READY:
                 worker.is_ready, self._failed_starts = True, 0
                 self._to_caller += frame
             elif identifier == wire.NOTICE_FATAL:
-                self._give_up(json.loads(body))
+                self._give_up(json.loads(frame[wire.ANSWER.size :]))
             elif identifier == wire.NOTICE_RETIRING:
                 worker.is_retiring = True
             elif request := worker.in_flight.pop(identifier, None):
@@ -245,6 +252,7 @@ class Supervisor:
         os.close(worker.output)
         worker.running.close()
         self._workers.remove(worker)
+        self._next_check = 0.0
         for request in reversed(worker.in_flight.values()):
             request.holders -= 1
             if request.holders == 0 and not request.is_done:
@@ -258,21 +266,6 @@ class Supervisor:
         os._exit(1)
 
     # -- time
-
-    def _seconds_to_next_event(self) -> float:
-        now = time.monotonic()
-        wait_seconds = 5.0
-        for worker in self._workers:
-            request, started = worker.current()
-            if request is not None:
-                limit = self._timeouts[request.verifier]
-                until_stuck = started + _STUCK_SHARE * limit - now
-                wait_seconds = min(wait_seconds, until_stuck if until_stuck > 0 else started + limit - now)
-            elif worker.in_flight:  # it has not begun yet, and does not tell when it does
-                wait_seconds = min(wait_seconds, _BEGIN_SECONDS)
-            if worker.in_flight and len(self._workers) > 1:
-                wait_seconds = min(wait_seconds, SLOW_SECONDS)
-        return max(0.0, wait_seconds)
 
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()

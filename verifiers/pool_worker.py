@@ -24,6 +24,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from verifiers.base import Outcome, Sample, Verdict, Verifier
 
@@ -40,6 +41,7 @@ NOTICE_RETIRING = 2**64 - 3
 NO_SAMPLE = 2**64 - 4
 
 MAX_DETAIL_CHARACTERS = 600
+_OUTCOMES = {outcome.value: outcome for outcome in Outcome}  # a look-up costs a tenth of a call of the enum
 _FLUSH_SECONDS = 0.001
 _PR_SET_PDEATHSIG = 1
 
@@ -76,9 +78,9 @@ def _timed(result: object, seconds: float) -> Verdict:
         result = Verdict.indeterminate(f"the verifier returned {result!r:.80} instead of a Verdict")
     try:
         return Verdict(
-            outcome=Outcome(result.outcome), score=float(result.score), detail=str(result.detail), seconds=seconds
+            outcome=_OUTCOMES[result.outcome], score=float(result.score), detail=str(result.detail), seconds=seconds
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         return dataclasses.replace(Verdict.indeterminate(f"not a verdict: {error}"), seconds=seconds)
 
 
@@ -103,22 +105,21 @@ def encode_notice(notice: int, text: str = "") -> bytes:
 
 
 def decode_answer(seconds: float, body: bytes) -> Verdict:
-    """Raises ValueError or TypeError where the body is not a verdict."""
-    outcome, score, detail = json.loads(body)
-    return Verdict(outcome=Outcome(outcome), score=float(score), detail=str(detail), seconds=seconds)
+    """Raises ValueError, TypeError or KeyError where the body is not a verdict."""
+    outcome, score, detail = json.loads(body.decode("ascii"))
+    return Verdict(outcome=_OUTCOMES[outcome], score=float(score), detail=str(detail), seconds=seconds)
 
 
-def frames(buffer: bytearray, header: struct.Struct) -> Iterator[tuple[tuple, bytes, bytes]]:
-    """Take every complete frame off the front of `buffer`: (header fields, body, the whole frame)."""
+def frames(buffer: bytearray, header: struct.Struct) -> Iterator[tuple[tuple[Any, ...], bytes]]:
+    """Take every complete frame off the front of `buffer`: header fields, and the whole frame."""
     start = 0
     while len(buffer) - start >= header.size:
         fields = header.unpack_from(buffer, start)
         end = start + header.size + fields[-1]
         if end > len(buffer):
             break
-        frame = bytes(memoryview(buffer)[start:end])
+        yield fields, bytes(memoryview(buffer)[start:end])
         start = end
-        yield fields, frame[header.size :], frame
     del buffer[:start]
 
 
@@ -150,8 +151,8 @@ class Worker:
         incoming = bytearray()
         while chunk := self._channel.recv(2**20):
             incoming += chunk
-            for (identifier, index, _), body, _ in list(frames(incoming, REQUEST)):
-                if not self._answer(identifier, verifiers[index], body):
+            for (identifier, index, _), frame in list(frames(incoming, REQUEST)):
+                if not self._answer(identifier, verifiers[index], frame[REQUEST.size :]):
                     return
             self._flush()
             if self._has_grown():
@@ -160,7 +161,7 @@ class Worker:
 
     def _answer(self, identifier: int, verifier: Verifier, body: bytes) -> bool:
         """Judge one request; False when this process should not be trusted with another."""
-        completion, ground_truth, prompt, completion_tokens, columns = json.loads(body)
+        completion, ground_truth, prompt, completion_tokens, columns = json.loads(body.decode("ascii"))
         sample = Sample(
             completion=completion,
             ground_truth=ground_truth,
