@@ -72,14 +72,18 @@ def _cycle(rows: Sequence[Any], count: int) -> Iterable[Any]:
     return (rows[index % len(rows)] for index in range(count))
 
 
-def median_seconds(repeat: int, run: Callable[[], Any]) -> float:
-    """Median wall-clock time of `repeat` runs."""
+def run_seconds(repeat: int, run: Callable[[], Any]) -> list[float]:
+    """Wall-clock times of `repeat` runs, ascending."""
     times = []
     for _ in range(repeat):
         started = time.perf_counter()
         run()
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return sorted(times)
+
+
+def median_seconds(repeat: int, run: Callable[[], Any]) -> float:
+    return statistics.median(run_seconds(repeat, run))
 
 
 def quantiles_ms(verdicts: Iterable[Verdict]) -> dict[str, float]:
@@ -178,8 +182,9 @@ def measure_overhead(repeat: int) -> dict[str, float]:
             for name in specs:
                 through_pool(pool, name, samples[:256])
                 before = time.process_time()
-                seconds = median_seconds(repeat, lambda name=name: through_pool(pool, name, samples))  # type: ignore[misc]
-                result[f"{name}_microseconds"] = round(seconds / len(samples) * 1e6, 2)
+                times = run_seconds(repeat, lambda name=name: through_pool(pool, name, samples))  # type: ignore[misc]
+                result[f"{name}_median_microseconds"] = round(statistics.median(times) / len(samples) * 1e6, 2)
+                result[f"{name}_best_microseconds"] = round(times[0] / len(samples) * 1e6, 2)
                 caller = (time.process_time() - before) / repeat / len(samples)
                 result[f"{name}_cpu_microseconds_of_caller"] = round(caller * 1e6, 2)
     return result
@@ -247,7 +252,7 @@ def main() -> int:
     for name, rows in samples.items():
         results["verifiers"] += measure_verifier(name, rows, arguments.repeat)
     results["verifiers"] += measure_math_verify(samples["math"], 1)
-    results["overhead"] = measure_overhead(arguments.repeat)
+    results["overhead"] = measure_overhead(max(9, arguments.repeat))
     results["hangs"] = measure_hangs()
     for row in results["verifiers"]:
         outcomes = " ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items())
