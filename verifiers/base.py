@@ -56,7 +56,7 @@ class Verdict:
 
     outcome: Outcome
     score: float
-    """In [0, 1]. Binary unless the verifier's options ask for partial credit; 0.0 and meaningless when indeterminate."""
+    """In [0, 1]. Binary unless the verifier's options ask for partial credit; 0.0, without meaning, if indeterminate."""
     detail: str = ""
     """Why, in one short line that a person reads in the samples file."""
     seconds: float = 0.0
@@ -114,10 +114,13 @@ class Verifier:
         try:
             return cls.Config.model_validate_json(json.dumps(dict(options or {})))
         except TypeError as error:
-            raise VerifierOptionError(f"{cls.__name__}: options must be JSON values ({error}); got {options!r}.") from error
+            raise VerifierOptionError(
+                f"{cls.__name__}: options must be JSON values: {error}; got {options!r}."
+            ) from error
         except pydantic.ValidationError as error:
             problems = "; ".join(
-                f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']} (got {e.get('input')!r})" for e in error.errors()
+                f"{'.'.join(map(str, fault['loc'])) or 'options'}: {fault['msg']} (got {fault.get('input')!r})"
+                for fault in error.errors()
             )
             known = ", ".join(cls.Config.model_fields) or "none"
             raise VerifierOptionError(f"{cls.__name__}: {problems}. Its options are: {known}.") from error
@@ -155,6 +158,7 @@ def require_text(ground_truth: Any, *, verifier: str) -> str:
     """
     if not isinstance(ground_truth, str) or not ground_truth.strip():
         raise GroundTruthError(
-            f"verifier {verifier!r} needs a non-empty string as ground truth; got {ground_truth!r}. Fix the row or remove it."
+            f"verifier {verifier!r} needs a non-empty string as ground truth; got {ground_truth!r}. "
+            "Fix the row or remove it."
         )
     return ground_truth
