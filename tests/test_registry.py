@@ -89,6 +89,15 @@ def test_registering_the_same_class_again_replaces_it() -> None:
     assert resolve("again") is second is not first
 
 
+def test_a_file_may_be_a_plugin_and_an_imported_module(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from verifiers import register\n@register('both.ways')\ndef verify(c, g): return True\n"
+    file = write(tmp_path, "both_ways_module.py", text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert verdict_of("both_ways_module:verify", "x", None).outcome is Outcome.CORRECT
+    assert registry.load_plugin(file) == ["both.ways"]
+    assert verdict_of("both.ways", "x", None).outcome is Outcome.CORRECT
+
+
 def test_an_unknown_name_gives_the_nearest_and_says_how_to_add_one() -> None:
     with pytest.raises(UnknownVerifierError) as caught:
         resolve("gsm8")

@@ -56,7 +56,7 @@ class Verdict:
 
     outcome: Outcome
     score: float
-    """In [0, 1]. Binary unless the verifier's options ask for partial credit; 0.0, without meaning, if indeterminate."""
+    """In [0, 1]. Binary unless the options ask for partial credit; 0.0 and meaningless when indeterminate."""
     detail: str = ""
     """Why, in one short line that a person reads in the samples file."""
     seconds: float = 0.0

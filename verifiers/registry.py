@@ -184,8 +184,8 @@ def _add(key: str, new: Registration) -> None:
     new_module = new.verifier.__module__
     if builtin_module and builtin_module.split(".")[0] != new_module.split(".")[0]:
         raise DuplicateVerifierError(_duplicate(key, BUILTIN[key], new.place))
-    # the same class again is a re-import (a notebook cell, a module reloaded), which replaces
-    if old is not None and _identity(old) != _identity(new):
+    # the same class or line again is a re-import (a notebook cell, a file that is also a module), which replaces
+    if old is not None and _identity(old) != _identity(new) and old.place != new.place:
         raise DuplicateVerifierError(_duplicate(key, old.place, new.place))
     _registered[key] = new
 
