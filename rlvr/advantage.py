@@ -48,6 +48,8 @@ def generalized_advantage_estimation(
     ([0.125, 0.75], [0.625, 1.0])
     """
     split = lengths.tolist()
+    if not split:  # a rank may be left without samples
+        return rewards, values
     rewards_BT = pad_sequence(list(rewards.split(split)), batch_first=True)
     values_BT = pad_sequence(list(values.split(split)), batch_first=True)
     within_BT = torch.arange(rewards_BT.shape[1]) < lengths[:, None]

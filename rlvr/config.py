@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pydantic
+import pydantic_core
 from pydantic import Field
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
 
@@ -41,13 +43,13 @@ class Source(Section):
     """Other verifier names for values of the `dataset` column, e.g. `{ifeval = "tulu3_ifeval"}`."""
 
 
-def _sources(value: Any) -> Any:
+def as_sources(value: Any) -> Any:
     """`"a.jsonl"` and `["a.jsonl", {path = "b.jsonl"}]` are short for a list of tables."""
     items = value if isinstance(value, list) else [value]
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
-Sources = Annotated[list[Source], pydantic.BeforeValidator(_sources)]
+Sources = Annotated[list[Source], pydantic.BeforeValidator(as_sources)]
 
 
 class Data(Section):
@@ -72,7 +74,8 @@ class Sampler(Section):
 
     kv_cache_mib: Positive | None = None
     """Bytes for the KV cache on a CPU machine; None there takes 512."""
-    gpu_memory_utilization: Fraction = 0.5
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of a GPU's memory that vLLM takes, weights included."""
     max_num_seqs: Positive = 256
     enforce_eager: bool = False
     prefix_caching: bool = True
@@ -83,8 +86,8 @@ class Sampler(Section):
 
 class Reward(Section):
     verification_reward: float = 10.0
-    no_eos_score: float | None = -10.0
-    """Replaces the score of a completion without EOS (Tülu 3.1: 0.0); None leaves the verifier's."""
+    no_eos_score: float | Literal["keep"] = -10.0
+    """Replaces the score of a completion without EOS (Tülu 3.1: 0.0); `keep` leaves the verifier's."""
     max_indeterminate_share: Fraction = 0.05
     """The run stops when more of one step's verdicts than this are indeterminate."""
 
@@ -125,15 +128,15 @@ class Optimizer(Section):
     warmup_ratio: Fraction = 0.0
     weight_decay: NonNegative = 0.01
     """torch's AdamW default, which Tülu 3's code left in place (facts of the released learner)."""
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
     epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
     max_gradient_norm: Annotated[float, Field(gt=0.0)] = 1.0
 
 
 class Critic(Section):
     init: str = "policy"
-    """`policy`, `scratch`, or the folder of a reward model (a sequence classifier with one label)."""
+    """`policy`, `scratch`, or folder or Hub id of a reward model (a sequence classifier with one label)."""
     optimizer: Optimizer = Optimizer()
 
 
@@ -198,14 +201,22 @@ class Config(Section):
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Config:
-        problems = list(contradictions(self))
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse(contradictions(self))
         return self
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise one pydantic error that holds every problem, for `rlvr.recipe` to list."""
+    if problems:
+        raise pydantic_core.PydanticCustomError("contradictions", "{problems}", {"problems": problems})
 
 
 def contradictions(config: Config) -> list[str]:
     """Options that exclude each other, or that would do nothing in this run."""
+    return [*_impossible(config), *precision_problems(config.model, config.learner), *_idle_evaluation(config)]
+
+
+def _impossible(config: Config) -> list[str]:
     problems = []
     samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
     if config.algorithm.minibatches > samples:
@@ -213,20 +224,44 @@ def contradictions(config: Config) -> list[str]:
             f"algorithm.minibatches={config.algorithm.minibatches} is more than the {samples} samples of a step "
             "(rollout.prompts_per_step x rollout.samples_per_prompt): lower it"
         )
-    if config.algorithm.old_logprobs == "sampler" and config.algorithm.importance_cap is None:
+    if config.algorithm.old_logprobs == "sampler" and config.algorithm.importance_cap is not None:
         problems.append(
-            "algorithm.old_logprobs='sampler' needs algorithm.importance_cap (2.0 is customary), "
-            "the truncation of learner/sampler importance weights"
+            f"algorithm.importance_cap={config.algorithm.importance_cap:g} does nothing with old_logprobs='sampler', "
+            "whose ratio is to the sampler already: remove it, or set algorithm.old_logprobs='learner'"
+        )
+    if config.algorithm.kl_placement == "loss" and config.algorithm.kl_coefficient == 0.0:
+        problems.append("algorithm.kl_placement='loss' does nothing with kl_coefficient=0: remove one")
+    elif config.algorithm.kl_placement == "loss" and config.algorithm.kl_estimator == "k1":
+        problems.append(
+            "algorithm.kl_estimator='k1' with kl_placement='loss' holds the policy to nothing: the gradient of k1 is "
+            "that of log p(token), whose mean is 0 and in which the reference does not occur. Use 'k2' or 'k3'"
         )
     if config.algorithm.kl_coefficient == 0.0 and "kl_estimator" in config.algorithm.model_fields_set:
         problems.append(
             f"algorithm.kl_estimator={config.algorithm.kl_estimator!r} does nothing with kl_coefficient=0: remove one"
         )
-    if config.model.dtype == "bfloat16" and config.learner.zero_stage == 0:
-        problems.append(
+    return problems
+
+
+def precision_problems(model: Model, learner: Learner) -> list[str]:
+    """Combinations of dtype and ZeRO stage that train wrongly, whatever the stage of training."""
+    if model.dtype == "bfloat16" and learner.zero_stage == 0:
+        return [
             "model.dtype='bfloat16' with learner.zero_stage=0 takes DeepSpeed's FP16_UnfusedOptimizer, whose first "
-            "Adam steps are wrong (bias correction): use learner.zero_stage=1, or float32"
-        )
-    if config.data.eval == [] and config.training.evaluate_every is not None:
-        problems.append(f"training.evaluate_every={config.training.evaluate_every} does nothing without data.eval rows")
+            "Adam steps are wrong (bias correction): set learner.zero_stage to 1, 2 or 3, or model.dtype to 'float32'"
+        ]
+    return []
+
+
+def _idle_evaluation(config: Config) -> list[str]:
+    """Options of the evaluation that are set where none takes place."""
+    if config.data.eval and config.evaluation.enabled:
+        return []
+    reason = "with evaluation.enabled=false" if config.data.eval else "without data.eval"
+    problems = []
+    if config.training.evaluate_every is not None:
+        problems.append(f"training.evaluate_every={config.training.evaluate_every} does nothing {reason}: remove one")
+    if "samples_per_prompt" in config.evaluation.model_fields_set:
+        count = config.evaluation.samples_per_prompt
+        problems.append(f"evaluation.samples_per_prompt={count} does nothing {reason}: remove one")
     return problems

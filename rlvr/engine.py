@@ -36,9 +36,12 @@ class Engine:
         self._gradient_norm = math.nan
         self.updates = 0
         """Optimizer steps taken."""
-        decayed = [p for p in model.parameters() if p.requires_grad]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._broken = torch.zeros((), dtype=torch.bool, device=distributed.device())
+        for parameter in trained:
+            parameter.register_hook(self._watch)
         adamw = torch.optim.AdamW(
-            decayed,
+            trained,
             lr=optimizer.learning_rate,
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.epsilon,
@@ -76,10 +79,19 @@ class Engine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.engine.step()
-        self.updates += 1
         if self._zero_stage > 0:
             self._gradient_norm = float(self.engine.get_global_grad_norm())
+            if self.engine.optimizer.overflow:  # DeepSpeed skips such an update on every rank, without a word
+                raise self._non_finite()
+        self.updates += 1
         return self._gradient_norm
+
+    def gradient_is_finite(self) -> bool:
+        """Whether every gradient of this rank has been finite so far. It can be asked before `step`."""
+        return not self._broken.item()
+
+    def _watch(self, gradient: torch.Tensor) -> None:
+        self._broken.logical_or_(~torch.isfinite(gradient).all())
 
     def learning_rate(self) -> float:
         """Rate of the coming update."""
@@ -100,10 +112,13 @@ class Engine:
             broken = any(not torch.isfinite(g).all().item() for g in gradients)
             finite = distributed.max_over_ranks([float(broken)])[0] == 0.0
         if not finite:
-            raise NonFiniteError(
-                f"the {self.name}'s gradient is not finite at update {self.updates + 1}; no weight was changed. "
-                "Lower optimizer.learning_rate, or look for inf/NaN in the last samples and rewards."
-            )
+            raise self._non_finite()
+
+    def _non_finite(self) -> NonFiniteError:
+        return NonFiniteError(
+            f"the {self.name}'s gradient is not finite at update {self.updates + 1}; its weights were not changed. "
+            "Lower optimizer.learning_rate, or look for inf/NaN in the last samples and rewards."
+        )
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight of the transformer by its Hugging Face name, gathered where ZeRO-3 has split it. Collective."""

@@ -105,7 +105,7 @@ class Learner:
                 self._backward_critic(rows, targets, tokens_in_global_batch, totals)
                 self._stop_unless_finite(totals)
                 norms.append((self.policy.step(), self.critic.step()))
-                totals["tokens"] += sum(len(row.targets) for row in rows if row.sequences)
+                totals["tokens"] += sum(len(row.targets) for row in rows)
         return _update_metrics(totals, norms)
 
     def _backward_policy(
@@ -123,11 +123,10 @@ class Learner:
             if algorithm.kl_placement == "loss" and targets.reference_logprobs is not None:
                 reference = _at(targets.reference_logprobs, row)
                 losses = losses + algorithm.kl_coefficient * kl_estimate(logprobs, reference, algorithm.kl_estimator)
-            weight = float(bool(row.sequences))  # a filler row only keeps this rank in step with the others
-            loss = losses.sum() * weight / tokens_in_global_batch
+            loss = losses.sum() / tokens_in_global_batch
             totals["policy_loss"] += loss.item() * tokens_in_global_batch
-            totals["clipped"] += clipped.sum().item() * weight
-            totals["approximate_kl"] += ((logprobs.detach() - old) ** 2 / 2).sum().item() * weight
+            totals["clipped"] += clipped.sum().item()
+            totals["approximate_kl"] += ((logprobs.detach() - old) ** 2 / 2).sum().item()
             self.policy.backward(loss)
 
     def _backward_critic(
@@ -141,19 +140,23 @@ class Learner:
                 _at(targets.returns, row),
                 value_clip=algorithm.value_clip,
             )
-            weight = float(bool(row.sequences))
-            loss = losses.sum() * weight / tokens_in_global_batch
+            loss = losses.sum() / tokens_in_global_batch
             totals["value_loss"] += loss.item() * tokens_in_global_batch
-            totals["value_clipped"] += clipped.sum().item() * weight
+            totals["value_clipped"] += clipped.sum().item()
             self.critic.backward(algorithm.value_coefficient * loss)
 
     def _stop_unless_finite(self, totals: dict[str, float]) -> None:
-        losses = {name: totals[name] for name in ("policy_loss", "value_loss")}
-        broken = not all(math.isfinite(value) for value in losses.values())
+        seen = {name: totals[name] for name in ("policy_loss", "value_loss")}
+        broken = not all(math.isfinite(value) for value in seen.values())
+        # both gradients before either step: a broken critic must not leave an updated policy behind
+        for engine in (self.policy, self.critic):
+            if not engine.gradient_is_finite():
+                seen[f"{engine.name}_gradient"] = math.nan
+                broken = True
         if distributed.max_over_ranks([float(broken)])[0]:
             raise NonFiniteError(
-                f"a loss is not finite before update {self.policy.updates + 1} (this rank: {losses}); no weight was "
-                "changed. Lower optimizer.learning_rate, or look for inf/NaN in the last samples and rewards."
+                f"a loss or gradient is not finite before update {self.policy.updates + 1} (this rank: {seen}); "
+                "no weight was changed. Lower optimizer.learning_rate, or look for inf/NaN in the last samples and rewards."
             )
 
     def logprobs(self, batch: Trajectories, rows: Sequence[PackedRow]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,9 +183,7 @@ class Learner:
         """Run `forward` over the rows and put its tokens back in sample order: float32 [N] on the CPU."""
         out = torch.zeros(int(batch.lengths.sum()))
         for row in rows:
-            values = forward(row)
-            if row.sequences:
-                out[row.token_index.cpu()] = values.float().cpu()
+            out[row.token_index.cpu()] = forward(row).float().cpu()
         return out
 
     def rows(self, batch: Trajectories, select: Sequence[int] | None = None) -> list[PackedRow]:
@@ -237,9 +238,10 @@ def _at(values: torch.Tensor, row: PackedRow) -> torch.Tensor:
 
 
 def same_number_on_every_rank(rows: list[PackedRow]) -> list[PackedRow]:
-    """Add filler rows (no sequences, weight 0) up to the largest count of any rank.
+    """Add filler rows (one token, nothing to predict) up to the largest count of any rank.
 
-    ZeRO-2 and ZeRO-3 communicate in every forward and backward, so all ranks must make the same number of them.
+    ZeRO-2 and ZeRO-3 communicate in every forward and backward, so all ranks must make the same number of them. A
+    filler's loss is a sum over no tokens: 0, with gradient 0, whatever the model says.
     """
     most = int(distributed.max_over_ranks([float(len(rows))])[0])
     device = distributed.device()
@@ -249,9 +251,9 @@ def same_number_on_every_rank(rows: list[PackedRow]) -> list[PackedRow]:
         input_ids=one[None],
         position_ids=one[None],
         lengths=(1,),
-        read_at=one,
-        targets=one,
-        token_index=one,
+        read_at=one[:0],
+        targets=one[:0],
+        token_index=one[:0],
     )
     return rows + [filler] * (most - len(rows))
 

@@ -120,19 +120,30 @@ def load_critic(
     """Make the critic: `policy` (its transformer, new head), `scratch`, or a reward model's folder.
 
     A new head is drawn from N(0, 1/(d+1)), variance 1/(d+1) (Tülu 3's reward models, arXiv 2411.15124 Table 36).
+    Raises ConfigError when `init` names a folder whose model has no head of one label.
     """
-    config = AutoConfig.from_pretrained(policy_path if init in ("policy", "scratch") else init)
+    source = policy_path if init in ("policy", "scratch") else init
+    with _named_when_missing(source):
+        config = AutoConfig.from_pretrained(source)
     if init == "scratch":
         config.num_labels = 1
-        transformer = AutoModelForSequenceClassification.from_config(
-            config, dtype=DTYPES[dtype], attn_implementation=attention_name()
-        )
-        _without_dropout(transformer)
-    else:
-        with _quiet_new_head():
-            transformer = _load(
-                AutoModelForSequenceClassification, policy_path if init == "policy" else init, dtype, num_labels=1
+        with torch.random.fork_rng():  # `transformers` draws new weights from the global generator
+            torch.manual_seed(generator.initial_seed())
+            transformer = AutoModelForSequenceClassification.from_config(
+                config, dtype=DTYPES[dtype], attn_implementation=attention_name()
             )
+        _without_dropout(transformer)
+    elif init == "policy":
+        with _quiet_new_head():
+            transformer = _load(AutoModelForSequenceClassification, policy_path, dtype, num_labels=1)
+    else:
+        classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+        if not (classifies and config.num_labels == 1):
+            raise ConfigError(
+                f"critic.init={init!r} is not a reward model: it is {config.architectures} with {config.num_labels} "
+                "labels, and a sequence classifier with one label is needed. Set critic.init='policy' to start from it."
+            )
+        transformer = _load(AutoModelForSequenceClassification, init, dtype)
     if init in ("policy", "scratch"):
         width = transformer.score.weight.shape[1]
         fresh = torch.randn(transformer.score.weight.shape, generator=generator) / (width + 1) ** 0.5
@@ -153,13 +164,19 @@ def attention_name() -> str:
 
 
 def _load(auto_class: Any, path: str, dtype: str, **extra: Any) -> PreTrainedModel:
-    try:
+    with _named_when_missing(path):
         model = auto_class.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation=attention_name(), **extra)
-    except OSError as error:
-        kind = "folder without a model" if pathlib.Path(path).exists() else "no such folder or Hub model"
-        raise ConfigError(f"cannot load the model {path!r}: {kind} ({error}). Check model.path.") from error
     _without_dropout(model)
     return model
+
+
+@contextlib.contextmanager
+def _named_when_missing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        kind = "folder without a model" if pathlib.Path(path).exists() else "no such folder or Hub model"
+        raise ConfigError(f"cannot load the model {path!r}: {kind} ({error}). Check its path in the recipe.") from error
 
 
 def _without_dropout(model: PreTrainedModel) -> None:

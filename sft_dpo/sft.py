@@ -7,6 +7,7 @@ A mean of micro-batch means would weight short conversations more (arXiv 2411.15
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Sequence
@@ -98,13 +99,14 @@ def train_step(engine: Engine, data: Conversations, batch: Sequence[int], config
     loss_sum = 0.0
     for row in same_number_on_every_rank(packed):
         logprobs, _ = engine(row, 1.0)
-        loss = -logprobs.sum() * float(bool(row.sequences)) / target_tokens
+        loss = -logprobs.sum() / target_tokens
         loss_sum += loss.item()
         engine.backward(loss)
     loss_total, tokens = distributed.sum_over_ranks([loss_sum, sum(sum(row.lengths) for row in packed)])
-    if loss_total != loss_total:
+    if not math.isfinite(loss_total):
         raise NonFiniteError(
-            f"the loss is NaN before update {engine.updates + 1}; no weight was changed. Lower the learning rate."
+            f"the loss is {loss_total} before update {engine.updates + 1}; no weight was changed. "
+            "Lower optimizer.learning_rate, or look for inf/NaN in the weights of model.path."
         )
     engine.step()
     return loss_total, int(tokens)
