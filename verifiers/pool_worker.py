@@ -66,7 +66,7 @@ def failure(error: BaseException) -> Verdict:
         code = innermost.tb_frame.f_code
         where = f" ({os.path.basename(code.co_filename)}:{innermost.tb_lineno} in {code.co_name})"
     try:
-        message = str(error)
+        message = " ".join(str(error)[: 2 * MAX_DETAIL_CHARACTERS].split())
     except Exception:  # noqa: BLE001  an exception whose __str__ raises still has a name
         message = "its message cannot be read"
     return Verdict.indeterminate(f"{type(error).__name__}: {message[:MAX_DETAIL_CHARACTERS]}{where}")
