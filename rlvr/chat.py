@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,9 +103,12 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[tuple[int, ...]]:
 
 def stop_token_ids(path: str, tokenizer: Any) -> list[int]:
     """Every token that ends a completion: the tokenizer's EOS and those of `generation_config.json`."""
+    from transformers import GenerationConfig
+
     ids = [tokenizer.eos_token_id]
-    file = pathlib.Path(path) / "generation_config.json"
-    if file.is_file():
-        more = json.loads(file.read_text()).get("eos_token_id")
-        ids += more if isinstance(more, list) else [more] if more is not None else []
+    try:
+        more = GenerationConfig.from_pretrained(path).eos_token_id  # of a folder or a Hub id
+    except OSError:  # not every model has the file
+        more = None
+    ids += more if isinstance(more, list) else [more] if more is not None else []
     return list(dict.fromkeys(ids))

@@ -6,11 +6,13 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlvr import distributed
 from rlvr.errors import CheckpointError
-from rlvr.learner import Learner
+
+if TYPE_CHECKING:  # only its `save` and `load` are called
+    from rlvr.learner import Learner
 
 
 def save(folder: pathlib.Path, step: int, learner: Learner, state: Mapping[str, Any], *, keep: int) -> pathlib.Path:
@@ -21,25 +23,43 @@ def save(folder: pathlib.Path, step: int, learner: Learner, state: Mapping[str, 
     final = folder / f"step_{step:06d}"
     partial = folder / f".step_{step:06d}.partial"
     if distributed.rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in folder.glob(".step_*.partial"):  # of a run that was killed while saving or removing
+            shutil.rmtree(left)
         partial.mkdir(parents=True)
     distributed.barrier()
     learner.save(str(partial))
     distributed.barrier()
     if distributed.rank() == 0:
         whole = {"step": step, "world_size": distributed.world_size(), **state}
-        (partial / "state.json").write_text(json.dumps(whole) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
+        (partial / "state.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
+        if final.exists():
+            _remove(final)
         partial.rename(final)
         for old in complete(folder)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
     distributed.barrier()
     return final
 
 
+def _remove(checkpoint: pathlib.Path) -> None:
+    """Out of sight first, so that one half removed is never taken for whole."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old.partial")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
+
+
 def complete(folder: pathlib.Path) -> list[pathlib.Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob("step_*/state.json"))
+    return sorted((path.parent for path in folder.glob("step_*/state.json")), key=step_of)
+
+
+def step_of(checkpoint: pathlib.Path) -> int:
+    """The step after which a checkpoint was written.
+
+    >>> step_of(pathlib.Path("checkpoints/step_000120"))
+    120
+    """
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def resume(folder: pathlib.Path, learner: Learner) -> dict[str, Any]:
@@ -52,7 +72,7 @@ def resume(folder: pathlib.Path, learner: Learner) -> dict[str, Any]:
         raise CheckpointError(
             f"there is no checkpoint in {folder}. Start the run anew, with training.checkpoint_every set."
         )
-    state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text())
+    state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
     if state["world_size"] != distributed.world_size():
         raise CheckpointError(
             f"{found[-1]} was written by {state['world_size']} ranks; this run has {distributed.world_size()}. "

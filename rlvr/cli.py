@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +15,13 @@ from rlvr.errors import RlvrError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    parsed, left = parser.parse_known_args(arguments)
+    late = [text for text in left if "=" in text and not text.startswith("-")]
+    if "overrides" not in parsed or late != left:
+        if left:
+            parser.error(f"unrecognized arguments: {' '.join(left)}")
+    else:  # argparse takes no positional arguments after an option, as in `train RECIPE --resume a.b=v`
+        parsed.overrides += late
     try:
         refuse_other_distribution()
         return int(parsed.handler(parsed))
@@ -38,8 +45,23 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="print the results of a run")
     report.add_argument("run_dir")
     report.set_defaults(handler=_report)
+    _data_commands(commands)
     add_commands(commands)
     return parser
+
+
+def _data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    below = commands.add_parser("data", help="make rows of public data").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    convert = below.add_parser("convert", help="write a public data set as messages, ground_truth, dataset")
+    formats = convert.add_subparsers(required=True, metavar="FORMAT")
+    gsm8k = formats.add_parser("gsm8k", help="rows of openai/grade-school-math: question, answer")
+    gsm8k.add_argument("input", type=pathlib.Path, metavar="IN.jsonl")
+    gsm8k.add_argument("output", type=pathlib.Path, metavar="OUT.jsonl")
+    shots = "worked examples before each question, as Tülu 3 has them (default: 0)"
+    gsm8k.add_argument("--shots", type=int, choices=(0, 8), default=0, help=shots)
+    gsm8k.set_defaults(handler=_convert_gsm8k)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +92,14 @@ def _check(arguments: argparse.Namespace) -> int:
     for line in startup.check(config):
         print(line)
     print("ok")
+    return 0
+
+
+def _convert_gsm8k(arguments: argparse.Namespace) -> int:
+    from rlvr.convert import convert_gsm8k
+
+    count = convert_gsm8k(arguments.input, arguments.output, shots=arguments.shots)
+    print(f"{arguments.output}: {count} rows, {arguments.shots} worked examples before each question")
     return 0
 
 

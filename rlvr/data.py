@@ -15,6 +15,7 @@ from rlvr.records import Prompt, Task
 from rlvr.seeds import derive
 
 ROLES = ("system", "user", "assistant")
+LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet")
 MOST_SHOWN = 10
 
 
@@ -26,6 +27,8 @@ class Row:
     """File and line, for messages."""
     messages: tuple[Mapping[str, str], ...]
     """Without a last assistant turn, which is the answer."""
+    dataset: tuple[str, ...]
+    """Verifier names as the row has them, in lower case, before `remap`."""
     tasks: tuple[Task, ...]
     columns: Mapping[str, Any]
 
@@ -92,14 +95,29 @@ def read_rows(source: Source) -> list[Row]:
     _refuse(problems, source)
     if not rows:
         raise DataError(f"{source.path} holds no rows")
+    _refuse_idle_remap(source, rows)
     return rows
+
+
+def _refuse_idle_remap(source: Source, rows: Sequence[Row]) -> None:
+    """A misspelt name in `remap` would leave its rows with another verifier than the recipe means."""
+    if source.count is not None:  # the first rows need not name every verifier
+        return
+    named = {name for row in rows for name in row.dataset}
+    idle = sorted({verifier_key(name) for name in source.remap} - named)
+    if idle:
+        raise DataError(
+            f"remap of {source.path} replaces {', '.join(idle)}, which no row names; rows name "
+            f"{', '.join(sorted(named))}. Correct the name, or remove it."
+        )
 
 
 def _refuse(problems: Sequence[str], source: Source) -> None:
     if problems:
         shown = "\n  ".join(problems[:MOST_SHOWN])
         more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
-        raise DataError(f"{len(problems)} bad rows in {source.path}; correct or remove them:\n  {shown}{more}")
+        count = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
+        raise DataError(f"{count} in {source.path}; correct or remove:\n  {shown}{more}")
 
 
 def read_conversations(source: Source) -> list[tuple[Mapping[str, str], ...]]:
@@ -122,37 +140,43 @@ def read_conversations(source: Source) -> list[tuple[Mapping[str, str], ...]]:
 def _raw_rows(source: Source) -> Iterator[tuple[str, Any]]:
     path = pathlib.Path(source.path)
     if path.suffix in (".jsonl", ".json") and path.is_file():
-        with path.open(encoding="utf-8", errors="strict") as lines:
-            try:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        yield f"{path}:{number}", _parse(line, f"{path}:{number}")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path} is not UTF-8: {error}") from error
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", _parse(line, f"{path}:{number}")
         return
-    if path.suffix in (".jsonl", ".json", ".parquet") and not path.exists():
+    if path.suffix in LOCAL_SUFFIXES and not path.exists():
         raise DataError(f"there is no file {path} (looked in {pathlib.Path.cwd()})")
-    for number, raw in enumerate(_datasets_rows(source, path)):
+    for number, raw in enumerate(_table_rows(source, path)):
         yield f"{source.path}[{number}]", raw
 
 
-def _parse(line: str, place: str) -> Any:
+def _parse(line: bytes, place: str) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        return DataError(f"{place}: not JSON ({error})")
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return DataError(f"{place}: not UTF-8 (byte {line[error.start]:#04x} at byte {error.start + 1} of the line)")
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more digits than Python reads
+        return DataError(f"{place}: not one JSON object on a line ({error})")
 
 
-def _datasets_rows(source: Source, path: pathlib.Path) -> Any:
+def _table_rows(source: Source, path: pathlib.Path) -> Any:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"cannot read {path} as Parquet: {error}") from error
     import datasets
 
-    if path.suffix == ".parquet":
-        return datasets.load_dataset("parquet", data_files=str(path), split="train")
-    if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
-        loaded = datasets.load_from_disk(str(path))
-        return loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
     try:
+        if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
+            loaded = datasets.load_from_disk(str(path))
+            return loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
         return datasets.load_dataset(source.path, split=source.split)
+    except KeyError as error:
+        raise DataError(f"{source.path} has no split {source.split!r}; it has {', '.join(loaded)}") from error
     except (FileNotFoundError, ValueError, ConnectionError) as error:
         raise DataError(
             f"cannot read {source.path!r} as a JSONL or Parquet file, a `datasets` folder or a Hub id: {error}"
@@ -172,14 +196,26 @@ def _row(raw: Any, place: str, remap: Mapping[str, str]) -> Row:
     if isinstance(names, str):
         names, truths = [names], [truths]
     if not isinstance(names, list) or not isinstance(truths, list) or len(names) != len(truths) or not names:
-        raise DataError(f"{place}: dataset and ground_truth are lists of unequal length: {names!r} and {truths!r}")
-    lowered = {key.lower(): value.lower() for key, value in remap.items()}
+        raise DataError(
+            f"{place}: dataset and ground_truth must both be one value or lists of one length, "
+            f"got {names!r:.80} and {truths!r:.80}"
+        )
+    named = tuple(verifier_key(str(name)) for name in names)
+    replaced = {verifier_key(key): verifier_key(value) for key, value in remap.items()}
     tasks = tuple(
-        Task(verifier=lowered.get(str(name).lower(), str(name).lower()), ground_truth=truth)
-        for name, truth in zip(names, truths, strict=True)
+        Task(verifier=replaced.get(name, name), ground_truth=truth) for name, truth in zip(named, truths, strict=True)
     )
     columns = {key: value for key, value in raw.items() if key not in ("messages", "ground_truth", "dataset")}
-    return Row(place=place, messages=messages, tasks=tasks, columns=columns)
+    return Row(place=place, messages=messages, dataset=named, tasks=tasks, columns=columns)
+
+
+def verifier_key(name: str) -> str:
+    """The one spelling of a verifier's name; a location such as "rules/My.py:Attr" keeps its case.
+
+    >>> verifier_key(" MATH"), verifier_key("rules/My.py:Attr")
+    ('math', 'rules/My.py:Attr')
+    """
+    return name.strip() if ":" in name else name.strip().casefold()
 
 
 def _messages(value: Any, place: str) -> tuple[Mapping[str, str], ...]:
@@ -198,6 +234,10 @@ def _turns(value: Any, place: str) -> tuple[Mapping[str, str], ...]:
     for turn in value:
         if not isinstance(turn, Mapping) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
             raise DataError(f"{place}: a turn needs a role of {'/'.join(ROLES)} and text content, got {turn!r:.80}")
+        try:
+            turn["content"].encode()
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no tokenizer takes
+            raise DataError(f"{place}: a {turn['role']} turn holds text that is not Unicode ({error})") from None
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in value)
 
 
@@ -218,7 +258,7 @@ def make_prompts(name: str, rows: Sequence[Row], tokenizer: Any, max_prompt_toke
     if not prompts:
         raise DataError(
             f"{name}: all {len(rows)} prompts are longer than data.max_prompt_tokens={max_prompt_tokens} "
-            f"(shortest {min(dropped)}): raise the limit"
+            f"(shortest {min(dropped)}, longest {max(dropped)}): raise the limit"
         )
     return PromptSet(
         name=name, prompts=tuple(prompts), rows=len(rows), over_length=len(dropped),

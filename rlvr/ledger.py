@@ -39,6 +39,7 @@ class Ledger:
         packing, minibatches and filler rows are checked by the balance.
         """
         lost = [one for one in scored if one.reward is None]
+        samples_per_prompt = 1 + max((one.completion.sample for one in scored), default=0)
         counts = {
             "prompts_drawn": prompts_drawn,
             "samples_drawn": len(scored),
@@ -47,9 +48,12 @@ class Ledger:
             "tokens_drawn": sum(len(one.completion.token_ids) for one in scored),
             "tokens_indeterminate": sum(len(one.completion.token_ids) for one in lost),
         }
-        for name, total in zip(counts, distributed.sum_over_ranks(list(counts.values())), strict=True):
+        expected, *totals = distributed.sum_over_ranks([prompts_drawn * samples_per_prompt, *counts.values()])
+        for name, total in zip(counts, totals, strict=True):
             setattr(self, name, getattr(self, name) + int(total))
         self.tokens_trained += round(tokens_trained)
+        drawn = int(totals[list(counts).index("samples_drawn")])
+        self._refuse_unequal("samples of the step", int(expected), drawn)
         self.check()
 
     def check(self) -> None:
@@ -60,11 +64,14 @@ class Ledger:
             "tokens": (self.tokens_drawn, self.tokens_trained + self.tokens_indeterminate),
         }
         for what, (drawn, accounted) in sums.items():
-            if drawn != accounted:
-                raise PolicyError(
-                    f"the ledger does not balance: {drawn} {what} came in, {accounted} are accounted for ({self}). "
-                    "This is a bug of the engine: some were lost without notice."
-                )
+            self._refuse_unequal(what, drawn, accounted)
+
+    def _refuse_unequal(self, what: str, drawn: int, accounted: int) -> None:
+        if drawn != accounted:
+            raise PolicyError(
+                f"the ledger does not balance: {drawn} {what} came in, {accounted} are accounted for ({self}). "
+                "This is a bug of the engine: some were lost without notice."
+            )
 
     def save(self, path: pathlib.Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")

@@ -46,7 +46,7 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run.tensorboard), purge_step=resume_at or None)
+            self._board = SummaryWriter(str(run.tensorboard), purge_step=resume_at + 1 if resume_at else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line; NaN becomes null, since JSON has none."""
@@ -65,13 +65,14 @@ class MetricsLog:
 
 def _cut_after(path: pathlib.Path, step: int) -> None:
     """Drop lines after the checkpoint that is resumed: those steps are run again."""
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept))
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+    path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """Every line of a metrics file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def console_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
@@ -96,16 +97,29 @@ def console_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
 
 
 def write_samples(run: RunDirectory, step: int, scored: Sequence[Scored], groups: int) -> None:
-    """Best and worst completion of the first `groups` prompts, with what the verifiers said."""
+    """Best and worst completion of the first `groups` prompts of this rank, with what the verifiers said."""
     by_prompt: dict[int, list[Scored]] = {}
     for one in scored:
         by_prompt.setdefault(one.completion.prompt.prompt_id, []).append(one)
     with (run.samples / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as file:
         for group in list(by_prompt.values())[:groups]:
-            ranked = sorted(group, key=lambda one: -math.inf if one.reward is None else one.reward)
-            chosen = {"best": ranked[-1], "worst": ranked[0]} if len(ranked) > 1 else {"only": ranked[0]}
-            for kind, one in chosen.items():
+            for kind, one in _best_and_worst(group).items():
                 file.write(json.dumps(_sample_line(step, kind, one), ensure_ascii=False) + "\n")
+
+
+def _best_and_worst(group: Sequence[Scored]) -> dict[str, Scored]:
+    """Also the first indeterminate completion, which is neither."""
+    rewarded = [(one.reward, one) for one in group if one.reward is not None]
+    ranked = [one for _, one in sorted(rewarded, key=lambda pair: pair[0])]
+    failed = [one for one in group if one.reward is None]
+    chosen: dict[str, Scored] = {}
+    if len(ranked) == 1:
+        chosen["only"] = ranked[0]
+    elif ranked:
+        chosen |= {"best": ranked[-1], "worst": ranked[0]}
+    if failed:
+        chosen["indeterminate"] = failed[0]
+    return chosen
 
 
 def _sample_line(step: int, kind: str, one: Scored) -> dict[str, Any]:

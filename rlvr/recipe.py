@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import pathlib
+import re
 import tomllib
 import types
 import typing
@@ -13,7 +14,7 @@ from typing import Any
 
 import pydantic
 
-from rlvr.config import Config
+from rlvr.config import Config, as_sources
 from rlvr.errors import ConfigError
 
 Section = typing.TypeVar("Section", bound=pydantic.BaseModel)
@@ -40,11 +41,12 @@ def read_toml(path: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> dict[s
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
-        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"no recipe at {path}.{hint}") from None
+        by = f" (`extends` of {seen[-1]})" if seen else ""
+        raise ConfigError(f"there is no recipe {path}{by}.{nearest_file(path, '*.toml')}") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder; give the path of a .toml recipe in it.") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}. Correct it there.") from error
     base = table.pop("extends", None)
@@ -87,16 +89,28 @@ def apply_override(table: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     node: Any = table
-    for key in keys[:-1]:
-        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-            node = node[int(key)]
-            continue
-        if not isinstance(node, dict):
-            raise ConfigError(f"{override!r}: {key!r} is not a table or a list position in the recipe")
-        node = node.setdefault(key, {})
-    if not isinstance(node, dict):
-        raise ConfigError(f"{override!r}: {'.'.join(keys[:-1])} is {node!r}, not a table")
-    node[keys[-1]] = value
+    for depth, key in enumerate(keys):
+        last = depth + 1 == len(keys)
+        if isinstance(node, dict):
+            if not last and keys[depth + 1].isdigit() and key in node:
+                node[key] = as_sources(node[key])  # written short, as text or a list of texts
+            if not last:
+                node = node.setdefault(key, {})
+                continue
+        elif isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            if not last:
+                node = node[int(key)]
+                continue
+        else:
+            raise ConfigError(f"{override!r}: {_not_inside(node, keys[:depth], key)}")
+        node[int(key) if isinstance(node, list) else key] = value
+
+
+def _not_inside(node: Any, path: Sequence[str], key: str) -> str:
+    where = ".".join(path)
+    if isinstance(node, list):
+        return f"{where} has {len(node)} entries, 0 to {len(node) - 1}; there is no {key!r}"
+    return f"{where} is {node!r}, which has no options inside; set {where}=... itself"
 
 
 def validate(schema: type[Section], table: dict[str, Any], source: str) -> Section:
@@ -105,22 +119,24 @@ def validate(schema: type[Section], table: dict[str, Any], source: str) -> Secti
         return schema.model_validate_json(json.dumps(table, default=str))
     except pydantic.ValidationError as error:
         known = dict(options(schema))
-        lines = [f"  {line}" for line in (_explain(e, known) for e in error.errors())]
+        lines = [f"  {line}" for e in error.errors() for line in _explain(e, known)]
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise ConfigError(f"{source}: {count} in the recipe\n" + "\n".join(lines)) from None
 
 
-def _explain(error: Any, known: dict[str, str]) -> str:
-    """One line for one pydantic error: where, what, the value seen, and the nearest valid key."""
+def _explain(error: Any, known: dict[str, str]) -> list[str]:
+    """The mistakes of one pydantic error, a line each: where, what, the value seen, and the nearest valid key."""
+    if error["type"] == "contradictions":
+        return list(error["ctx"]["problems"])
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{where}: no such option (value {error['input']!r}). {nearest(where, known)}"
+        return [f"{where}: no such option (value {error['input']!r}). {nearest(where, known)}"]
     if error["type"] == "missing":
-        return f"{where}: missing, and it has no default. Add it to the recipe or give {where}=... on the command line."
-    message = error["msg"].removeprefix("Value error, ")
-    if not where:
-        return message.replace("; ", "\n  ")
-    return f"{where}: {message} (got {error['input']!r})"
+        inside = [name for name in known if name.startswith(f"{where}.")]
+        what = f"the section [{where}] is missing" if inside else f"{where}: missing"
+        example = inside[0] if inside else where
+        return [f"{what}, and it has no default. Add it to the recipe, or give {example}=... on the command line."]
+    return [f"{where}: {error['msg']} (got {error['input']!r})"]
 
 
 def nearest(where: str, known: dict[str, str]) -> str:
@@ -130,8 +146,19 @@ def nearest(where: str, known: dict[str, str]) -> str:
     'Did you mean rollout.temperature?'
     >>> nearest("learning_rate", {"optimizer.learning_rate": "float"})
     'Did you mean optimizer.learning_rate?'
+    >>> nearest("rolout", {"rollout.temperature": "float", "seed": "int"})
+    'Did you mean the section [rollout]?'
     """
-    leaf = where.rsplit(".", 1)[-1]
+    position = re.search(r"\.(\d+)\.", where)
+    if position:  # options of list entries are known as a.N.b
+        return nearest(where.replace(position[0], ".N."), known).replace(".N.", position[0])
+    parent, _, leaf = where.rpartition(".")
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    if not parent and (close := difflib.get_close_matches(where, sections, n=1, cutoff=0.7)):
+        return f"Did you mean the section [{close[0]}]?"
+    siblings = {name.rsplit(".", 1)[-1]: name for name in known if name.rpartition(".")[0] == parent}
+    if close := difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.7):
+        return f"Did you mean {siblings[close[0]]}?"
     same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
     near = same_leaf or difflib.get_close_matches(where, known, n=1, cutoff=0.6)
     if not near:
@@ -139,18 +166,32 @@ def nearest(where: str, known: dict[str, str]) -> str:
         near = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
     if near:
         return f"Did you mean {' or '.join(near[:3])}?"
-    siblings = [name for name in known if name.rpartition(".")[0] == where.rpartition(".")[0]]
-    return f"Valid here: {', '.join(siblings)}."
+    return f"Valid here: {', '.join(siblings.values()) or 'nothing'}."
+
+
+def nearest_file(path: pathlib.Path, pattern: str = "*") -> str:
+    """A hint at the file beside a missing one whose name is most like it; empty where none is."""
+    near = difflib.get_close_matches(path.name, [found.name for found in path.parent.glob(pattern)], n=1)
+    return f" Did you mean {path.parent / near[0]}?" if near else ""
 
 
 def options(schema: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every dotted option of a schema with its type, sections first entered in order."""
     for name, field in schema.model_fields.items():
         section = _section(field.annotation)
-        if section is None:
-            yield prefix + name, str(field.annotation)
-        else:
+        if section is not None:
             yield from options(section, f"{prefix}{name}.")
+            continue
+        yield prefix + name, str(field.annotation)
+        if (entry := _list_entry(field.annotation)) is not None:
+            yield from options(entry, f"{prefix}{name}.N.")
+
+
+def _list_entry(annotation: Any) -> type[pydantic.BaseModel] | None:
+    """The section that each entry of a list holds."""
+    if typing.get_origin(annotation) is list:
+        return _section(typing.get_args(annotation)[0])
+    return None
 
 
 def _section(annotation: Any) -> type[pydantic.BaseModel] | None:

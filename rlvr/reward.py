@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Iterable, Sequence
 
 from rlvr import distributed
 from rlvr.config import Config, Reward
+from rlvr.data import verifier_key
 from rlvr.errors import IndeterminateError
 from rlvr.records import Completion, Scored, Stop
 from verifiers.base import Outcome, Sample, Verdict
@@ -16,8 +18,8 @@ from verifiers.registry import VerifierSpec
 
 def start_pool(config: Config, names: Iterable[str]) -> VerifierPool:
     """Start this rank's verifier workers, for the verifiers that the rows name and those that replace them."""
-    wanted = sorted({*names, *(name.lower() for name in config.verification.remap.values())})
-    options = {name.lower(): value for name, value in config.verification.options.items()}
+    wanted = sorted({*names, *map(verifier_key, config.verification.remap.values())})
+    options = {verifier_key(name): value for name, value in config.verification.options.items()}
     specs = {
         name: VerifierSpec(name=name, options=options.get(name, {}), plugins=tuple(config.plugins)) for name in wanted
     }
@@ -35,7 +37,7 @@ class Scorer:
     def __init__(self, pool: VerifierPool, reward: Reward, remap: dict[str, str]) -> None:
         self._pool = pool
         self._reward = reward
-        self._remap = {key.lower(): value.lower() for key, value in remap.items()}
+        self._remap = {verifier_key(key): verifier_key(value) for key, value in remap.items()}
         self._completions: dict[int, Completion] = {}
         self._verdicts: dict[tuple[int, int], Verdict] = {}
 
@@ -76,7 +78,7 @@ def score(completion: Completion, verdicts: tuple[Verdict, ...], reward: Reward)
     if any(verdict.outcome is Outcome.INDETERMINATE for verdict in verdicts):
         return Scored(completion=completion, verdicts=verdicts, score=None, reward=None)
     mean = sum(verdict.score for verdict in verdicts) / len(verdicts)
-    if completion.stop is Stop.LENGTH and reward.no_eos_score is not None:
+    if completion.stop is Stop.LENGTH and reward.no_eos_score != "keep":
         return Scored(completion=completion, verdicts=verdicts, score=mean, reward=reward.no_eos_score)
     return Scored(completion=completion, verdicts=verdicts, score=mean, reward=mean * reward.verification_reward)
 
@@ -86,7 +88,7 @@ def reward_metrics(scored: Sequence[Scored], max_indeterminate_share: float) -> 
 
     Raises IndeterminateError on every rank when the share of indeterminate verdicts is over the limit.
     """
-    local = collections.Counter[str]()
+    local = collections.Counter[str]({"reward/mean": 0, "count/reward/mean": 0})
     groups = collections.defaultdict(set)
     details = collections.Counter[str]()
     for one in scored:
@@ -124,4 +126,9 @@ def reward_metrics(scored: Sequence[Scored], max_indeterminate_share: float) -> 
         )
     skip = ("count/", "verdicts", "indeterminate")
     names = [name for name in total if not name.startswith(skip)]
-    return {name: total[name] / total[f"count/{name}"] if f"count/{name}" in total else total[name] for name in names}
+    return {name: _mean(total[name], total.get(f"count/{name}")) for name in names}
+
+
+def _mean(total: float, count: float | None) -> float:
+    """A sum where there is no count; NaN where nothing was counted (every verdict of the step is indeterminate)."""
+    return total if count is None else total / count if count else math.nan

@@ -55,31 +55,36 @@ class RunDirectory:
         """Make the folder and write what identifies the run."""
         for folder in (self.path, self.samples, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
-        (self.path / "recipe.toml").write_text(recipe_text)
-        (self.path / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+        (self.path / "recipe.toml").write_text(recipe_text, encoding="utf-8")
+        (self.path / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
         # last: its presence says that the folder holds a run
-        (self.path / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        (self.path / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def refuse_other_config(self, config: Config) -> None:
         """A resumed run must have the recipe it began with; only its length may grow.
 
         Raises RunDirectoryError naming the options that differ.
         """
-        before = json.loads((self.path / "config.json").read_text())
+        before = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         now = json.loads(config.model_dump_json())
-        changed = [key for key in _differences(before, now) if not key.startswith(("training.", "log.", "run_dir"))]
+        free = ("training.", "log.", "run_dir")
+        changed = {key: text for key, text in _differences(before, now).items() if not key.startswith(free)}
         if changed:
             raise RunDirectoryError(
-                f"cannot resume {self.path}: the recipe has changed in {', '.join(changed)}. "
+                f"cannot resume {self.path}: the recipe has changed in {'; '.join(changed.values())}. "
                 "Restore those values, or start a new run_dir."
             )
 
 
-def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+def _differences(before: Any, now: Any, prefix: str = "") -> dict[str, str]:
+    """Options that differ, each with a text that says how."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [] if before == now else [prefix.rstrip(".")]
-    keys = dict.fromkeys([*before, *now])
-    return [d for key in keys for d in _differences(before.get(key), now.get(key), f"{prefix}{key}.")]
+        name = prefix.rstrip(".")
+        return {} if before == now else {name: f"{name} (was {json.dumps(before)}, is {json.dumps(now)})"}
+    found: dict[str, str] = {}
+    for key in dict.fromkeys([*before, *now]):
+        found |= _differences(before.get(key), now.get(key), f"{prefix}{key}.")
+    return found
 
 
 def recipe_text(path: str | pathlib.Path, overrides: Sequence[str]) -> str:

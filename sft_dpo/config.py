@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import pydantic
 from pydantic import Field
 
-from rlvr.config import Learner, Model, Optimizer, Positive, Section, Sources
+from rlvr.config import Learner, Model, Optimizer, Positive, Section, Sources, precision_problems, refuse
 
 
 class SftOptimizer(Optimizer):
@@ -40,3 +41,8 @@ class Sft(Section):
     optimizer: SftOptimizer = SftOptimizer()
     learner: Learner = Learner()
     training: SftTraining = SftTraining()
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Sft:
+        refuse(precision_problems(self.model, self.learner))
+        return self
