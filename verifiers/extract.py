@@ -18,6 +18,10 @@ TAIL_CHARACTERS = 4_000
 """Where the last number or formula is looked for: the end of the completion."""
 
 
+_END_OF_THOUGHT = "</think>"
+"""What a reasoning model writes before it is draft, and no answer."""
+
+
 class Source(enum.StrEnum):
     """Where in a completion an answer was found, in the order of preference."""
 
@@ -143,6 +147,7 @@ def extract(text: str, *, allow: Sequence[Source] = tuple(Source)) -> Extraction
     >>> extract("6 times 7 is 42", allow=[Source.BOXED]).problem
     'no answer in an allowed place (boxed)'
     """
+    text = text.rpartition(_END_OF_THOUGHT)[2]
     for source in Source:
         if source not in allow:
             continue

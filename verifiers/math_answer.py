@@ -87,11 +87,15 @@ class _AnswerVerifier(Verifier):
             return Extraction(source=found.source, answers=found.answers[-1:])
         return found
 
-    def _judge(self, sample: Sample, judge: Judge) -> Verdict | None:
-        """The verdict by one path, or None when it cannot decide."""
+    def _judge(self, sample: Sample, judge: Judge, check: Callable[[str], object]) -> Verdict | None:
+        """The verdict by one path, or None when it cannot decide.
+
+        `check` raises GroundTruthError for an unreadable gold answer, which says nothing about any completion, not even
+        an empty one.
+        """
         try:
             gold = self.gold_text(sample.ground_truth)
-            read_gold(gold)  # an unreadable gold answer says nothing about any completion, not even an empty one
+            check(gold)
             found = self._extract(sample)
             if not found.answers:
                 return Verdict.wrong(found.problem)
@@ -129,13 +133,18 @@ class MathVerifier(_AnswerVerifier):
 
     def verify_fast(self, sample: Sample) -> Verdict | None:
         """The verdict of the fast path: bounded-time pure Python, no sympy."""
-        return self._judge(sample, judge_fast)
+        try:
+            if read_gold(self.gold_text(sample.ground_truth)) is None:
+                return None  # only the symbolic path can tell whether the gold answer is readable
+        except GroundTruthError as error:
+            return Verdict.indeterminate(str(error))
+        return self._judge(sample, judge_fast, read_gold)
 
     def verify(self, sample: Sample) -> Verdict:
         """The verdict: the fast path's where it decides, else the symbolic path's."""
         verdict = self.verify_fast(sample)
         if verdict is None:
-            verdict = self._judge(sample, _judge_both)
+            verdict = self._judge(sample, _judge_both, check_gold)
         if verdict is None:
             return Verdict.wrong(
                 f"the answer cannot be read as mathematics or text; gold {self.gold_text(sample.ground_truth)}"
@@ -177,7 +186,7 @@ class Gsm8kVerifier(_AnswerVerifier):
 
     def verify(self, sample: Sample) -> Verdict:
         """The verdict; bounded-time pure Python."""
-        verdict = self._judge(sample, _judge_number)
+        verdict = self._judge(sample, _judge_number, _gold_number)
         return verdict if verdict is not None else Verdict.wrong("the answer cannot be read as a number")
 
 

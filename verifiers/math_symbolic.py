@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 from verifiers.math_tokens import FUNCTIONS, Token, Unreadable, tokenize
-from verifiers.math_tree import check_nesting, split_top
+from verifiers.math_tree import check_nesting, number, split_top
 from verifiers.math_unicode import Refused, to_latex
 from verifiers.math_units import words
 
@@ -22,17 +22,18 @@ MAX_CHARACTERS = 300
 _MAX_DIGITS = 30
 _MAX_SYMBOLIC_TOKENS = 60
 _MAX_FUNCTIONS = 3
+_MAX_POWERS = 4
 _MAX_EXPONENT = 12
 _MAX_FACTORIAL = 100
 _MAX_ARGUMENT = 10_000
 _COSTLY = frozenset(
     words(
         "int iint iiint oint sum prod lim limsup liminf partial frac\\partial det gcd lcm binom choose pmod bmod mod "
-        "begin end xrightarrow operatorname norm to rightarrow Rightarrow"
+        "exp sinh cosh tanh begin end xrightarrow operatorname norm to rightarrow Rightarrow"
     )
 )
 _LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1},}}")
-_FACTORIAL_OF = re.compile(r"(\d+)\s*[)}]?\s*!")
+_COMMA_NUMBER = re.compile(r"\s*-?\d{1,3}(,\d{3})+(\.\d+)?\s*")
 
 
 def refuse_costly(text: str) -> None:
@@ -49,14 +50,14 @@ def refuse_costly(text: str) -> None:
     text = to_latex(text)
     if _LONG_NUMBER.search(text):
         raise Refused(f"a number of more than {_MAX_DIGITS} digits is not given to the symbolic path")
-    if any(len(digits) > 3 or int(digits) > _MAX_FACTORIAL for digits in _FACTORIAL_OF.findall(text)) or "!!" in text:
-        raise Refused(f"a factorial above {_MAX_FACTORIAL}! is not given to the symbolic path")
     tokens = tokenize(text)
     try:
         check_nesting(tokens)
     except Unreadable as error:
         raise Refused(f"not given to the symbolic path: {error}") from error
-    for token in tokens:
+    for position, token in enumerate(tokens):
+        if token.text == "!" and token.kind == "sign":
+            _refuse_factorial(tokens, position)
         if token.kind == "begin" or (token.kind == "command" and token.text in _COSTLY):
             raise Refused(f"\\{token.text} is not given to the symbolic path")
     functions = sum(token.kind == "command" and token.text in FUNCTIONS for token in tokens)
@@ -67,8 +68,20 @@ def refuse_costly(text: str) -> None:
     _refuse_powers(tokens)
 
 
+def _refuse_factorial(tokens: list[Token], position: int) -> None:
+    """A factorial is of one letter, or of one number up to 100."""
+    operand = tokens[position - 1] if position else None
+    if operand is not None and operand.kind == "letter":
+        return
+    is_small = operand is not None and operand.kind == "number" and len(operand.text) <= 3 and operand.text.isdigit()
+    if operand is None or not is_small or int(operand.text) > _MAX_FACTORIAL:
+        raise Refused(f"only factorials of a letter or of up to {_MAX_FACTORIAL} are given to the symbolic path")
+
+
 def _refuse_powers(tokens: list[Token]) -> None:
-    """An exponent is one number up to 12, or holds no further power and no number above 12."""
+    """At most four powers; an exponent holds no further power or function, and no number above 12."""
+    if sum(token.kind == "sign" and token.text == "^" for token in tokens) > _MAX_POWERS:
+        raise Refused(f"more than {_MAX_POWERS} powers are not given to the symbolic path")
     for index, token in enumerate(tokens):
         if token.text != "^" or token.kind != "sign":
             continue
@@ -78,7 +91,9 @@ def _refuse_powers(tokens: list[Token]) -> None:
             exponent.append(following)
             if depth <= 0 and following.text != "-":
                 break
-        if any(part.text in ("^", "!") for part in exponent) or tokens[index + 1 + len(exponent) :][:1] == [token]:
+        if any(part.text in ("^", "!") or part.text in FUNCTIONS for part in exponent) or tokens[
+            index + 1 + len(exponent) :
+        ][:1] == [token]:
             raise Refused("a power of a power is not given to the symbolic path")
         numbers = [part.text for part in exponent if part.kind == "number"]
         if any(len(number) > 6 or float(number) > _MAX_EXPONENT for number in numbers):
@@ -96,11 +111,27 @@ def _math_verify() -> Any:
 
 
 @functools.cache
-def _normalization() -> Any:
-    from latex2sympy2_extended import NormalizationConfig
+def _grammar() -> tuple[Any, Any]:
+    """latex2sympy's converter with exact numbers, and its normalisation of LaTeX.
 
-    return NormalizationConfig(
+    The converter turns digits into numbers with `sympy.Number(text)`, which sympifies the text; here `int` does it.
+    """
+    import sympy
+    from latex2sympy2_extended import NormalizationConfig, normalize_latex
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+
+    class Converter(_Latex2Sympy):  # type: ignore[misc]
+        def parse_number(self, text: str) -> Any:
+            value = number(text.replace(",", "")).value
+            return sympy.Rational(value.numerator, value.denominator)
+
+    normalization = NormalizationConfig(
         basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
+    )
+    conversion = ConversionConfig(lowercase_symbols=False)
+    return (
+        functools.partial(Converter, config=conversion),
+        functools.partial(normalize_latex, config=normalization),
     )
 
 
@@ -108,16 +139,14 @@ def _normalization() -> Any:
 def parse(text: str) -> Any:
     """A sympy object, or None where the grammar does not accept the text. Raises Refused for costly text."""
     refuse_costly(text)
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from math_verify.grader import should_treat_as_complex
 
+    converter, normalized = _grammar()
+    text = to_latex(text)
+    if _COMMA_NUMBER.fullmatch(text):  # the one place where the converter does not ask parse_number
+        text = text.replace(",", "")
     try:
-        return latex2sympy(
-            to_latex(text),
-            is_real=not should_treat_as_complex(text),
-            normalization_config=_normalization(),
-            conversion_config=ConversionConfig(lowercase_symbols=False),
-        )
+        return converter(is_real=not should_treat_as_complex(text)).parse(normalized(text))
     except Exception:  # noqa: BLE001 - its listener raises bare Exception for a syntax error, sympy anything for odd input
         return None
 
