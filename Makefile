@@ -11,7 +11,7 @@ setup:  ## create .venv from the pinned lock (skipped when up to date)
 	@bash launch/setup.sh
 
 quickstart: setup  ## train a small policy with PPO against verifiers, and show what it learnt
-	@$(PYTHON) -m rlvr quickstart
+	@bash launch/quickstart.sh
 
 test: setup  ## run every test that needs no GPU
 	@$(PYTHON) -m pytest -m "not gpu"

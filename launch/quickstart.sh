@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # `make quickstart`: the whole job at small scale, as the commands that you would use on a real model.
-# Settings from the environment: RUN (folder), SEED, PROCESSES (ranks; one per GPU, or one per core up to two).
+# Settings from the environment: RUN (folder), SEED, PROCESSES (ranks; default one on a GPU machine, else one per core
+# up to two), DEMONSTRATIONS (how many to imitate). Arguments are overrides of launch/recipes/quickstart.toml.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 RUN=${RUN:-runs/quickstart-$(date +%Y%m%d-%H%M%S)}
 SEED=${SEED:-1}
+DEMONSTRATIONS=${DEMONSTRATIONS:-16000}
 if [ -z "${PROCESSES:-}" ]; then
     if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
         PROCESSES=1
@@ -24,7 +26,7 @@ step() {
 
 started=$SECONDS
 step "1. A tiny random model, demonstrations by a sloppy teacher, and prompts with checkable answers" \
-    python -m sft_dpo quickstart-task "$RUN/task" --seed "$SEED"
+    python -m sft_dpo quickstart-task "$RUN/task" --seed "$SEED" --demonstrations "$DEMONSTRATIONS"
 step "2. Supervised fine-tuning: the starting policy" \
     torchrun --standalone --nproc-per-node "$PROCESSES" -m sft_dpo sft launch/recipes/quickstart-sft.toml \
     model.path="$RUN/task/model" data.train="$RUN/task/demonstrations.jsonl" output="$RUN/start" seed="$SEED"

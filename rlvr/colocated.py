@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rlvr import distributed
 from rlvr.config import Config
 
 CPU_KV_CACHE_MIB = 512
@@ -52,6 +53,8 @@ class Sampler:
         self.policy_version = -1
         """Weight updates received, less one: 0 after the first."""
         self._request_count = 0
+        self._can_sleep = torch.cuda.is_available() and config.sampler.sleep
+        self._asleep = False
         self._llm = LLM(
             model=config.model.path,
             skip_tokenizer_init=True,
@@ -64,6 +67,8 @@ class Sampler:
             enable_prefix_caching=config.sampler.prefix_caching,
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled, not of the raw logits
             disable_log_stats=True,
+            # one engine a rank inside torchrun's process group, on the rank's own device
+            distributed_executor_backend="external_launcher" if distributed.world_size() > 1 else None,
             **_memory(config, max_model_len),
         )
 
@@ -109,8 +114,13 @@ class Sampler:
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace the weights and forget every cached prefix: its keys and values came from the old ones."""
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.apply_model(_repack_tied_head)
+        if self._asleep:  # the KV cache comes last, when the learner's gathered weights are gone again
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests are still running during a weight update")
         self.policy_version += 1
@@ -120,10 +130,10 @@ class Sampler:
         return self._llm.apply_model(lambda model: model)[0]
 
     def sleep(self) -> None:
-        """Free the GPU memory of weights and KV cache. Does nothing on a CPU."""
-
-    def wake(self) -> None:
-        """Take the memory back; weights must be loaded again."""
+        """Give the GPU memory of weights and KV cache to the learner, until `load_weights`. Does nothing on a CPU."""
+        if self._can_sleep:
+            self._llm.sleep(level=2)
+            self._asleep = True
 
     def close(self) -> None:
         """Shut the engine down."""

@@ -74,6 +74,7 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
         scored = scorer.collect()
         rewards = reward_metrics(scored, config.reward.max_indeterminate_share)
 
+    parts.sampler.sleep()
     with clock.stage("update"):
         batch = trajectories(scored)  # indeterminate samples are left out here
         targets, before_update = learner.targets(batch)  # old log-probs, reference KL, values, GAE, whitening
