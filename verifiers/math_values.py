@@ -104,7 +104,7 @@ def _root_of(radicand: Fraction, degree: Fraction) -> Fraction | None:
 def _factorial(n: Fraction) -> Fraction | None:
     if n.denominator != 1 or n < 0:
         return None
-    if n > 1_500:
+    if n > 2_100:
         raise Refused("a factorial in the answer is too large to calculate")
     return Fraction(math.factorial(int(n)))
 
