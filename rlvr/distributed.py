@@ -35,7 +35,7 @@ def start(timeout_seconds: float = 1800.0) -> None:
         torch.cuda.set_device(local_rank)
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if os.environ["WORLD_SIZE"] == "1":  # a store of its own: no port, so that runs side by side do not meet
-        store = dist.distributed_c10d.HashStore()
+        store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pathlib
+import warnings
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Device files of NVIDIA, WSL and AMD drivers: says whether there is a GPU without importing torch."""
 
 
 def prepare(*, enforce_eager: bool) -> None:
@@ -21,7 +27,19 @@ def prepare(*, enforce_eager: bool) -> None:
         "DS_LOG_LEVEL": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
+    if not any(pathlib.Path(node).exists() for node in GPU_DEVICES):
+        settings["DS_ACCELERATOR"] = "cpu"  # DeepSpeed would warn that it has to choose
     if enforce_eager:
         settings["TORCHDYNAMO_DISABLE"] = "1"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    _quiet()
+
+
+def _quiet() -> None:
+    """Keep other projects' notices that tell the user of a run nothing out of its console."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # vLLM's note on NUMA binding
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", message="`torch.distributed.reduce_op` is deprecated")  # vLLM's own use
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on a CPU
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

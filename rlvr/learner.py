@@ -156,7 +156,7 @@ class Learner:
         if distributed.max_over_ranks([float(broken)])[0]:
             raise NonFiniteError(
                 f"a loss or gradient is not finite before update {self.policy.updates + 1} (this rank: {seen}); "
-                "no weight was changed. Lower optimizer.learning_rate, or look for inf/NaN in the last samples and rewards."
+                "no weight was changed. Lower optimizer.learning_rate, or look for inf/NaN in the samples and rewards."
             )
 
     def logprobs(self, batch: Trajectories, rows: Sequence[PackedRow]) -> tuple[torch.Tensor, torch.Tensor]:

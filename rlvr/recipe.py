@@ -109,7 +109,7 @@ def apply_override(table: dict[str, Any], override: str) -> None:
 def _not_inside(node: Any, path: Sequence[str], key: str) -> str:
     where = ".".join(path)
     if isinstance(node, list):
-        return f"{where} has {len(node)} entries, 0 to {len(node) - 1}; there is no {key!r}"
+        return f"{where} has no entry {key!r}; the last one is {len(node) - 1}"
     return f"{where} is {node!r}, which has no options inside; set {where}=... itself"
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from rlvr import distributed
 from rlvr.colocated import Request, Sampled, Sampler
 from rlvr.records import Completion, Prompt, Scored, Stop, Trajectories
 from rlvr.seeds import derive
+
+BAR_DELAY_SECONDS = 5.0
+"""A stage shorter than this shows no progress bar."""
 
 
 def share_of_rank(items: Sequence[Any]) -> list[Any]:
@@ -48,6 +53,11 @@ def roll_out(
         for prompt, sample in plan
     ]
     completions: dict[int, Completion] = {}
+    bar = tqdm(
+        total=len(plan), desc="rollout", unit="sample", delay=BAR_DELAY_SECONDS, leave=False,
+        disable=distributed.rank() != 0,
+    )  # fmt: skip
+    started, tokens = time.perf_counter(), 0
 
     def finished(index: int, sampled: Sampled) -> None:
         prompt, sample = plan[index]
@@ -61,8 +71,13 @@ def roll_out(
             policy_version=sampler.policy_version,
         )
         on_completion(index, completions[index])
+        nonlocal tokens
+        tokens += len(sampled.token_ids)
+        bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tok/s this rank", refresh=False)
+        bar.update()
 
-    sampler.generate(requests, finished)
+    with bar:
+        sampler.generate(requests, finished)
     return [completions[index] for index in range(len(plan))]
 
 

@@ -19,6 +19,7 @@ import pathlib
 import random
 from collections.abc import Callable
 
+from rlvr import environment
 from rlvr.chat import TULU
 
 END_TOKEN = "<|endoftext|>"
@@ -252,6 +253,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:  # type: ignore[t
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    environment.prepare(enforce_eager=True)
     write(
         arguments.folder,
         seed=arguments.seed,
