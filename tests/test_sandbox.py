@@ -303,6 +303,23 @@ def test_a_forged_value_is_refused(forged):
         decode(forged)
 
 
+def test_all_processes_of_a_program_share_one_memory_limit_where_a_cgroup_can_be_made():
+    bomb = next(attack for attack in ATTACKS if attack["name"] == "memory bomb of many processes")
+    count = "import sys, os\nprint(1)"
+    with Sandbox(isolation="rlimits", limits=Limits(memory_mib=256, total_memory_mib=300)) as sandbox:
+        if sandbox.report["memory cgroup"] != "on":
+            pytest.skip(sandbox.report["memory cgroup"])
+        (line,) = [
+            x for x in Path(f"/proc/{sandbox.zygote_pid}/cgroup").read_text().splitlines() if "python-sandbox" in x
+        ]
+        run = sandbox.run_program(bomb["program"], seconds=3.0)
+        assert run.reason in ("signal 9", "timeout")
+        assert sandbox.run_program(count).stdout == "1\n"  # the zygote outlived it
+    place = line.split(":")[2].lstrip("/")
+    roots = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
+    assert not any((root / place).exists() for root in roots)
+
+
 def test_the_probe_names_every_layer():
     with Sandbox(isolation="rlimits") as sandbox:
         text = describe_layers(sandbox)

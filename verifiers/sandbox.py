@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verifiers.errors import SandboxError
+from verifiers.sandbox_cgroup import MemoryCgroup
 from verifiers.sandbox_link import ZygoteLink
 from verifiers.sandbox_process import ProcessEnded, SandboxedProcess
 
@@ -56,7 +57,10 @@ LAYERS = (
     "seccomp",
     "rlimits",
 )
-"""Every layer. Isolation "kernel" needs them all."""
+"""The layers that isolation "kernel" needs."""
+OPTIONAL_LAYERS = ("memory cgroup",)
+"""Put up where this user may."""
+ALL_LAYERS = LAYERS + OPTIONAL_LAYERS
 
 Isolation = Literal["kernel", "rlimits"]
 _START_SECONDS = 30.0
@@ -69,6 +73,8 @@ class Limits:
 
     memory_mib: int = 512
     """Address space of each process."""
+    total_memory_mib: int = 1024
+    """Memory of all its processes together, where a memory cgroup can be made."""
     processes: int = 32
     """Processes and threads alive at once."""
     cpu_seconds: int = 30
@@ -90,7 +96,11 @@ class Sandbox:
     """
 
     def __init__(
-        self, *, isolation: Isolation = "kernel", limits: Limits | None = None, layers: tuple[str, ...] = LAYERS
+        self,
+        *,
+        isolation: Isolation = "kernel",
+        limits: Limits | None = None,
+        layers: tuple[str, ...] = ALL_LAYERS,
     ) -> None:
         """Start the zygote and check its walls.
 
@@ -112,6 +122,7 @@ class Sandbox:
         self._zygote: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._link: ZygoteLink | None = None
+        self._cgroup: MemoryCgroup | None = None
         self._owner = os.getpid()
         self._start()
         atexit.register(self.close)
@@ -167,6 +178,7 @@ class Sandbox:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        cgroup_report = self._limit_total_memory(self._zygote.pid)
         self._control = ours
         ours.settimeout(_START_SECONDS)
         try:
@@ -181,7 +193,7 @@ class Sandbox:
             raise SandboxError(f"the sandbox's zygote did not start: {reason or f'no answer in {_START_SECONDS} s'}")
         ours.settimeout(_ANSWER_SECONDS)
         self._link = ZygoteLink(ours, self._zygote.pid)
-        self.report = json.loads(hello)["report"]
+        self.report = {**json.loads(hello)["report"], "memory cgroup": cgroup_report}
         if self.isolation == "kernel" and self.missing():
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.missing().items())
             self.close()
@@ -190,6 +202,16 @@ class Sandbox:
                 "(unprivileged user namespaces, Landlock, seccomp), or ask for isolation = 'rlimits' by name if you "
                 "trust the programs."
             )
+
+    def _limit_total_memory(self, zygote_pid: int) -> str:
+        if "memory cgroup" not in self._layers:
+            return "switched off"
+        try:
+            self._cgroup = MemoryCgroup(self.limits.total_memory_mib)
+            self._cgroup.add(zygote_pid)
+        except OSError as error:
+            return str(error)
+        return "on"
 
     def close(self) -> None:
         """End the zygote and everything it started. In a process forked from the owner: only let go of it."""
@@ -207,8 +229,11 @@ class Sandbox:
             except subprocess.TimeoutExpired:
                 zygote.kill()
                 zygote.wait()
+            if self._cgroup is not None:
+                self._cgroup.remove()
         else:
             zygote.returncode = 0  # not our child: keep subprocess from warning and waiting
+        self._cgroup = None
 
     def open(self, kind: str, job: Mapping[str, Any], *, stdin: bytes = b"") -> SandboxedProcess:
         """Start a child for one job of sandbox_child.py and send it the job.

@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 
 from verifiers.errors import SandboxError
-from verifiers.sandbox import LAYERS, Sandbox
+from verifiers.sandbox import LAYERS, OPTIONAL_LAYERS, Sandbox
 
 
 def describe_layers(sandbox: Sandbox) -> str:
     """A line per layer, and whether isolation "kernel" is possible here."""
     lines = [f"{layer:<18} {sandbox.report.get(layer, 'not reported')}" for layer in LAYERS]
+    lines += [f"{layer:<18} {sandbox.report.get(layer)} (optional)" for layer in OPTIONAL_LAYERS]
     missing = ", ".join(sandbox.missing())
     lines.append(f'isolation "kernel": {f"refused, for want of {missing}" if missing else "available"}')
     return "\n".join(lines)

@@ -122,8 +122,11 @@ class SandboxedProcess:
                     return load(body)
                 except ValueError:
                     raise ProcessEnded("protocol") from None
-            if self._closed or self._has_ended():
+            if self._closed:
                 raise ProcessEnded("closed")
+            if self._has_ended():
+                self._read_control()  # its last words may not have been read yet; after them comes the end
+                continue
             deadline = self._wait_for_events(deadline)
 
     def wait(self, seconds: float) -> str | None:
@@ -157,13 +160,15 @@ class SandboxedProcess:
     def _wait_for_events(self, deadline: float) -> float:
         """Handle what arrives until something does; return the deadline, moved by the time lost waiting for a CPU."""
         remaining = deadline - time.monotonic()
-        if remaining <= 0:
+        # polled even when the time is up: this process may have been the one that got no CPU
+        events = self._poll.poll(max(0.0, remaining) * 1000)
+        if not events and remaining <= 0:
             credit = min(self._link.longest_wait_for_cpu(), _MOST_CREDIT) - self._credited
             if credit < 0.02:
                 raise ProcessEnded("timeout")
             self._credited += credit
             return deadline + credit
-        for descriptor, _event in self._poll.poll(remaining * 1000 + 1):
+        for descriptor, _event in events:
             if descriptor == self._link.fileno():
                 self._link.hear()
             elif descriptor == self._control.fileno():
@@ -176,6 +181,8 @@ class SandboxedProcess:
         try:
             data = self._control.recv(1 << 18)
         except BlockingIOError:
+            if self._has_ended():
+                raise ProcessEnded("closed") from None  # dead, and somehow not hung up
             return  # woken for writing
         except ConnectionResetError:
             data = b""

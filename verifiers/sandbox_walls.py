@@ -114,6 +114,9 @@ class Walls:
     def close_in_child(self, scratch: str) -> None:
         """Put up the walls of one child. Raises OSError: then no program runs."""
         layers.die_with_parent()
+        os.closerange(
+            4, 1024
+        )  # all but standard streams and control: this process's copies of the zygote's descriptors
         os.setsid()
         os.umask(0o077)
         if self.on("mount namespace"):

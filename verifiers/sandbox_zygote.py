@@ -36,6 +36,7 @@ _NEEDS_LIBRARIES = ("_bz2", "_ctypes", "_hashlib", "_lzma", "_sqlite3", "_ssl", 
 
 def _run_child(walls: Any, descriptors: list[int], scratch: str) -> None:
     """In the child: wire the descriptors to 0-3, close every other, put up the walls, and serve."""
+    layers.volunteer_for_oom(walls.proc)
     for number in range(4):
         # first out of the way of 0-3, then into place
         descriptors[number] = os.dup(descriptors[number]) if descriptors[number] <= 3 else descriptors[number]
