@@ -101,6 +101,8 @@ def _same_structure(gold: Node, answer: Node) -> bool | None:
     kinds = {gold.kind, answer.kind}
     if kinds == {"list"} or kinds == {"list", "set"} or kinds == {"set"}:
         return _same_unordered(gold, answer)
+    if "list" in kinds and kinds & {"union", "interval"}:
+        return _same_as_inequalities(gold, answer)
     if "union" in kinds and kinds <= {"union", "tuple", "interval", "set"}:
         return _same_unordered(gold, answer) or same_union(gold, answer)
     if gold.kind != answer.kind:
@@ -110,6 +112,15 @@ def _same_structure(gold: Node, answer: Node) -> bool | None:
     if gold.note != answer.note or len(gold.parts) != len(answer.parts):
         return False
     return _all_of([_same(first, second) for first, second in zip(gold.parts, answer.parts, strict=True)])
+
+
+def _same_as_inequalities(gold: Node, answer: Node) -> bool | None:
+    """x < -1 or x > 1 against a union of intervals."""
+    inequalities, intervals = (gold, answer) if gold.kind == "list" else (answer, gold)
+    if any(part.kind != "relation" for part in inequalities.parts):
+        return False
+    pieces = tuple(piece for part in inequalities.parts if (piece := _as_interval(part)) is not None)
+    return same_union(Node("union", pieces), intervals) if len(pieces) == len(inequalities.parts) else None
 
 
 def _same_unordered(gold: Node, answer: Node) -> bool | None:
@@ -236,6 +247,8 @@ def _same_relations(gold: Node, answer: Node) -> bool | None:
             )
         ):
             return False if gold.parts[0] != answer.parts[0] else None
+        if (gold.parts[0].kind == "call") != (answer.parts[0].kind == "call") and len(gold.parts) == len(answer.parts):
+            return _same(gold.parts[-1], answer.parts[-1])  # f(x) = x^2 and y = x^2
     if len(gold.parts) == 2 and len(answer.parts) == 2:
         return _same_two_sided(gold, answer)
     return _same_chain_of_inequalities(gold, answer)

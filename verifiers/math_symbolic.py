@@ -153,7 +153,7 @@ def parse(text: str) -> Any:
 
 def symbolically_equal(gold: str, answer: str) -> bool | None:
     """math-verify's judgement, strict, to 12 decimals; None where one of the two cannot be parsed. Raises Refused."""
-    if _shape(gold) != _shape(answer):
+    if _shape(gold) != _shape(answer) or _has_number_after_words(answer):
         return False
     parsed = parse(gold), parse(answer)
     if parsed[0] is None or parsed[1] is None:
@@ -186,6 +186,13 @@ def simplifies_to_zero(first: Any, second: Any) -> bool:
 def is_parsable(text: str) -> bool:
     """Whether the symbolic path can read the text. Raises Refused for costly text."""
     return parse(text) is not None
+
+
+def _has_number_after_words(text: str) -> bool:
+    """5 apples and 3 pears: math-verify would drop everything behind the first unit."""
+    kinds = [token.kind for token in tokenize(text)]
+    has_words = [kind in ("text", "word") for kind in kinds]
+    return any(has_words) and "number" in kinds[has_words.index(True) :]
 
 
 def _shape(text: str) -> tuple[int, bool, bool, tuple[str, ...]]:
