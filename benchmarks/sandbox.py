@@ -1,7 +1,7 @@
 """Programs judged per second, and the time of each, by isolation layer and against one interpreter or one bubblewrap
 per program.
 
-    python benchmarks/sandbox.py [--seconds 4] [--workers 2] [--json FILE] [--bwrap PATH]
+    python -m benchmarks.sandbox [--seconds 4] [--workers 2] [--json FILE] [--bwrap PATH]
 
 Every row judges the same program against the same three tests, one program at a time in each of `--workers` processes.
 """
