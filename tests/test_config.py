@@ -1,0 +1,133 @@
+"""The recipe's options: Tülu 3's values as defaults, and combinations that are refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pydantic
+import pytest
+
+from rlvr.config import Config
+from sft_dpo.config import Sft
+
+LEAST: dict[str, Any] = {
+    "run_dir": "runs/x",
+    "model": {"path": "owner/name", "dtype": "float32"},
+    "data": {"train": "rows.jsonl"},
+    "rollout": {"prompts_per_step": 4},
+    "training": {"steps": 2},
+}
+
+
+def config(**sections: Any) -> Config:
+    table = {name: value | sections.pop(name, {}) if isinstance(value, dict) else value for name, value in LEAST.items()}
+    return Config.model_validate_json(json.dumps(table | sections))
+
+
+def problems(**sections: Any) -> list[str]:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        config(**sections)
+    (error,) = caught.value.errors()
+    return error["ctx"]["problems"]
+
+
+def test_defaults_are_those_of_tulu_3_table_21() -> None:
+    made = config()
+    algorithm, optimizer = made.algorithm, made.optimizer
+    assert (algorithm.gamma, algorithm.gae_lambda, algorithm.clip_ratio, algorithm.value_coefficient) == (1, 0.95, 0.2, 0.1)
+    assert (algorithm.epochs, algorithm.minibatches, algorithm.kl_coefficient) == (4, 1, 0.05)
+    assert (algorithm.kl_estimator, algorithm.kl_placement, algorithm.whiten_advantages) == ("k1", "reward", True)
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_ratio) == (3e-7, "linear", 0.0)
+    assert (optimizer.max_gradient_norm, optimizer.weight_decay) == (1.0, 0.01)
+    assert (made.reward.verification_reward, made.reward.no_eos_score) == (10.0, -10.0)
+    assert (made.rollout.temperature, made.rollout.max_tokens, made.data.max_prompt_tokens) == (1.0, 2048, 2048)
+    assert (made.seed, made.rollout.samples_per_prompt) == (3, 1)
+
+
+def test_the_defaults_of_sft_are_those_of_tulu_3_table_11() -> None:
+    made = Sft.model_validate_json(
+        '{"output": "o", "model": {"path": "m", "dtype": "float32"}, "data": {"train": "t.jsonl"}}'
+    )
+    assert (made.optimizer.learning_rate, made.optimizer.schedule, made.optimizer.warmup_ratio) == (5e-6, "linear", 0.03)
+    assert (made.optimizer.weight_decay, made.data.max_tokens) == (0.0, 4096)
+    assert (made.training.epochs, made.training.conversations_per_step) == (2, 128)
+
+
+@pytest.mark.parametrize(
+    ("written", "paths"),
+    [
+        ("a.jsonl", ["a.jsonl"]),
+        (["a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"]),
+        (["a.jsonl", {"path": "b.parquet", "count": 3}], ["a.jsonl", "b.parquet"]),
+    ],
+)
+def test_rows_may_be_one_path_or_a_list_of_paths_and_tables(written: Any, paths: list[str]) -> None:
+    assert [source.path for source in config(data={"train": written}).data.train] == paths
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("rollout", {"temperature": 0.0}),
+        ("rollout", {"temperature": True}),
+        ("rollout", {"max_tokens": 0}),
+        ("rollout", {"max_tokens": 12.0}),
+        ("sampler", {"gpu_memory_utilization": 0.0}),
+        ("optimizer", {"beta1": 1.0}),
+        ("optimizer", {"beta2": 1.0}),
+        ("optimizer", {"learning_rate": "3e-7"}),
+        ("reward", {"no_eos_score": "none"}),
+        ("learner", {"zero_stage": 4}),
+        ("algorithm", {"kl_estimator": "k4"}),
+        ("algorithm", {"gamma": 1.1}),
+    ],
+)
+def test_a_value_out_of_range_or_of_another_type_is_refused(section: str, values: dict[str, Any]) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        config(**{section: values})
+
+
+def test_a_number_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(pydantic.ValidationError):
+        config(reward={"verification_reward": float("nan")})
+
+
+def test_a_config_cannot_be_changed_after_it_is_made() -> None:
+    with pytest.raises(pydantic.ValidationError):
+        config().rollout.temperature = 0.5  # type: ignore[misc]
+
+
+def test_more_minibatches_than_samples_are_impossible() -> None:
+    assert problems(algorithm={"minibatches": 5}) == [
+        "algorithm.minibatches=5 is more than the 4 samples of a step "
+        "(rollout.prompts_per_step x rollout.samples_per_prompt): lower it"
+    ]
+    assert config(algorithm={"minibatches": 4}).algorithm.minibatches == 4
+
+
+def test_bfloat16_without_zero_is_refused_for_every_stage_of_training() -> None:
+    (problem,) = problems(model={"dtype": "bfloat16"})
+    assert problem.startswith("model.dtype='bfloat16' with learner.zero_stage=0")
+    assert config(model={"dtype": "bfloat16"}, learner={"zero_stage": 1}).learner.zero_stage == 1
+    with pytest.raises(pydantic.ValidationError, match="contradictions"):
+        Sft.model_validate_json('{"output": "o", "model": {"path": "m"}, "data": {"train": "t.jsonl"}}')
+
+
+@pytest.mark.parametrize("name", ["kl_estimator", "kl_placement"])
+def test_options_of_a_kl_term_that_is_switched_off_are_refused(name: str) -> None:
+    value = {"kl_estimator": "k3", "kl_placement": "loss"}[name]
+    (problem,) = problems(algorithm={"kl_coefficient": 0.0, name: value})
+    assert f"algorithm.{name}='{value}' does nothing with kl_coefficient=0" in problem
+
+
+def test_options_of_an_evaluation_that_never_happens_are_refused() -> None:
+    assert problems(training={"evaluate_every": 5}) == [
+        "training.evaluate_every=5 does nothing without data.eval: remove one"
+    ]
+    off = {"samples_per_prompt": 8, "enabled": False}
+    assert problems(data={"eval": "held.jsonl"}, evaluation=off, training={"evaluate_every": 5}) == [
+        "training.evaluate_every=5 does nothing with evaluation.enabled=false: remove one",
+        "evaluation.samples_per_prompt=8 does nothing with evaluation.enabled=false: remove one",
+    ]
+    assert config(data={"eval": "held.jsonl"}, training={"evaluate_every": 5}).training.evaluate_every == 5

@@ -1,0 +1,244 @@
+"""Rows become prompts: bad ones are listed by line, long ones dropped and counted, and each is drawn once an epoch."""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlvr.config import Source
+from rlvr.data import PromptSet, Row, make_prompts, read_conversations, read_rows, shuffled, verifier_names
+from rlvr.errors import DataError
+from rlvr.records import Prompt, Task
+
+USER = {"role": "user", "content": "1 + 2?"}
+GOOD: dict[str, Any] = {"messages": [USER], "ground_truth": "3", "dataset": "math"}
+
+
+def write(path: pathlib.Path, *rows: Any) -> Source:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return Source(path=str(path))
+
+
+def fault(source: Source) -> str:
+    with pytest.raises(DataError) as caught:
+        read_rows(source)
+    return str(caught.value)
+
+
+def test_a_row_keeps_its_place_its_prompt_its_task_and_its_other_columns(tmp_path: pathlib.Path) -> None:
+    answer = {"role": "assistant", "content": "3"}
+    source = write(tmp_path / "r.jsonl", GOOD | {"messages": [USER, answer], "dataset": "MATH", "level": 5})
+    (row,) = read_rows(source)
+    assert row == Row(
+        place=f"{source.path}:1",
+        messages=(USER,),
+        dataset=("math",),
+        tasks=(Task(verifier="math", ground_truth="3"),),
+        columns={"level": 5},
+    )
+
+
+def test_several_verifiers_of_a_row_are_several_tasks(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "r.jsonl", GOOD | {"dataset": ["math", "Length"], "ground_truth": ["3", {"max": 2}]})
+    (row,) = read_rows(source)
+    assert row.tasks == (Task(verifier="math", ground_truth="3"), Task(verifier="length", ground_truth={"max": 2}))
+    assert verifier_names([[row], [row]]) == ["length", "math"]
+
+
+def test_a_remap_replaces_names_in_any_case(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "r.jsonl", GOOD | {"dataset": "IFEval"}, GOOD)
+    rows = read_rows(Source(path=source.path, remap={"ifeval": "tulu3_ifeval"}))
+    assert [row.tasks[0].verifier for row in rows] == ["tulu3_ifeval", "math"]
+    assert [row.dataset for row in rows] == [("ifeval",), ("math",)]
+
+
+def test_every_bad_row_is_listed_by_file_and_line(tmp_path: pathlib.Path) -> None:
+    source = write(
+        tmp_path / "r.jsonl",
+        GOOD,
+        "{not json",
+        "",  # blank lines are no rows
+        "[1, 2]",
+        {"messages": [USER], "dataset": "math"},
+        GOOD | {"messages": []},
+        GOOD | {"messages": [{"role": "robot", "content": "hi"}]},
+        GOOD | {"messages": [USER, {"role": "assistant", "content": "3"}, {"role": "system", "content": "x"}]},
+        GOOD | {"dataset": ["math", "gsm8k"], "ground_truth": ["3"]},
+        GOOD | {"messages": [{"role": "user", "content": "\ud800"}]},
+        "9" * 5000,
+    )
+    first, *listed = fault(source).splitlines()
+    assert first == f"9 bad rows in {source.path}; correct or remove:"
+    expected = [
+        "2: not one JSON object on a line (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+        "4: a row is an object, not list",
+        "5: missing ground_truth (it has messages, dataset)",
+        "6: messages must be a non-empty list of turns, got []",
+        "7: a turn needs a role of system/user/assistant and text content, got {'role': 'robot', 'content': 'hi'}",
+        "8: the prompt must end with a user turn",
+        "9: dataset and ground_truth must both be one value or lists of one length, got ['math', 'gsm8k'] and ['3']",
+    ]
+    assert listed[:7] == [f"  {source.path}:{line}" for line in expected]
+    assert listed[7].startswith(f"  {source.path}:10: a user turn holds text that is not Unicode")
+    assert listed[8].startswith(f"  {source.path}:11: not one JSON object on a line (Exceeds the limit")
+
+
+def test_a_line_that_is_not_utf_8_is_listed_with_its_byte(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "r.jsonl", GOOD)
+    with pathlib.Path(source.path).open("ab") as file:
+        file.write(b'{"messages": "caf\xe9"}\n')
+    assert fault(source) == (
+        f"1 bad row in {source.path}; correct or remove:\n  {source.path}:2: not UTF-8 (byte 0xe9 at byte 18 of the line)"
+    )
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n")
+    assert len(read_rows(Source(path=str(path)))) == 1
+
+
+def test_a_separator_inside_a_text_does_not_split_the_line(tmp_path: pathlib.Path) -> None:
+    content = "a\u2028b\x85c"
+    path = tmp_path / "r.jsonl"
+    turn = {"role": "user", "content": content}
+    path.write_text(json.dumps(GOOD | {"messages": [turn]}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_rows(Source(path=str(path)))[0].messages[0]["content"] == content
+
+
+def test_only_the_first_bad_rows_are_shown_and_the_rest_counted(tmp_path: pathlib.Path) -> None:
+    text = fault(write(tmp_path / "r.jsonl", *["{"] * 25))
+    assert text.startswith("25 bad rows in ")
+    assert text.endswith("\n  and 15 more")
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fault(Source(path="no.jsonl")) == f"there is no file no.jsonl (looked in {tmp_path})"
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert fault(Source(path="empty.jsonl")) == "empty.jsonl holds no rows"
+
+
+def test_a_file_that_is_not_parquet_is_refused_by_name(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "r.parquet"
+    path.write_text("no parquet")
+    assert fault(Source(path=str(path))).startswith(f"cannot read {path} as Parquet: ")
+
+
+def test_parquet_and_datasets_folders_hold_the_same_rows_as_jsonl(tmp_path: pathlib.Path) -> None:
+    import datasets
+
+    lists = GOOD | {"dataset": ["math", "gsm8k"], "ground_truth": ["3", "3"]}
+    expected = read_rows(write(tmp_path / "r.jsonl", lists, lists))
+    table = datasets.Dataset.from_list([lists, lists])
+    table.to_parquet(tmp_path / "r.parquet")
+    datasets.DatasetDict({"dev": table}).save_to_disk(tmp_path / "folder")
+    for source in (Source(path=str(tmp_path / "r.parquet")), Source(path=str(tmp_path / "folder"), split="dev")):
+        rows = read_rows(source)
+        assert [row.place for row in rows] == [f"{source.path}[0]", f"{source.path}[1]"]
+        assert [(row.messages, row.tasks) for row in rows] == [(row.messages, row.tasks) for row in expected]
+    assert fault(Source(path=str(tmp_path / "folder"))) == f"{tmp_path / 'folder'} has no split 'train'; it has dev"
+
+
+def test_a_count_takes_the_first_rows_and_reads_no_further(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "r.jsonl", GOOD, GOOD, "{bad")
+    assert len(read_rows(Source(path=source.path, count=2))) == 2
+
+
+def test_a_misspelt_remap_is_refused_where_all_rows_are_read(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "r.jsonl", GOOD)
+    assert "replaces mth, which no row names" in fault(Source(path=source.path, remap={"mth": "gsm8k"}))
+    assert len(read_rows(Source(path=source.path, remap={"mth": "gsm8k"}, count=1))) == 1
+
+
+def test_conversations_keep_the_answer_and_need_no_other_column(tmp_path: pathlib.Path) -> None:
+    turns = [USER, {"role": "assistant", "content": "3"}]
+    source = write(tmp_path / "r.jsonl", {"messages": turns})
+    assert read_conversations(source) == [tuple(turns)]
+    with pytest.raises(DataError, match=":1: messages must be a non-empty list"):
+        read_conversations(write(tmp_path / "bad.jsonl", {"text": "x"}))
+
+
+class Letters:
+    """A tokenizer of one token a character: the real interface, sizes that can be counted by hand."""
+
+    chat_template = "{{ messages }}"
+
+    def apply_chat_template(self, messages: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
+        return str(messages[-1]["content"])
+
+    def __call__(self, texts: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+
+def rows_of(*contents: str) -> list[Row]:
+    tasks = (Task(verifier="math", ground_truth="3"),)
+    return [
+        Row(place=f"r:{n}", messages=({"role": "user", "content": c},), dataset=("math",), tasks=tasks, columns={})
+        for n, c in enumerate(contents)
+    ]
+
+
+def test_prompts_over_the_limit_are_dropped_counted_and_reported() -> None:
+    made = make_prompts("train", rows_of("four", "seven77", "five5", "eight888"), Letters(), 5)
+    assert [(prompt.prompt_id, prompt.text) for prompt in made.prompts] == [(0, "four"), (2, "five5")]
+    assert (made.rows, made.over_length, made.longest_dropped_tokens) == (4, 2, 8)
+    assert made.summary() == (
+        "train: 4 rows, 2 prompts (math 2); dropped 2 over the length limit (longest 8 tokens)"
+    )
+    assert make_prompts("train", rows_of("four"), Letters(), 4).summary() == "train: 1 rows, 1 prompts (math 1)"
+
+
+def test_a_set_of_which_nothing_is_left_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        make_prompts("train", rows_of("seven77", "eight888"), Letters(), 5)
+    assert str(caught.value) == (
+        "train: all 2 prompts are longer than data.max_prompt_tokens=5 (shortest 7, longest 8): raise the limit"
+    )
+
+
+def set_of(count: int) -> PromptSet:
+    prompts = tuple(Prompt(prompt_id=n, token_ids=(1,), text="", tasks=()) for n in range(count))
+    return PromptSet(name="train", prompts=prompts, rows=count, over_length=0, longest_dropped_tokens=0)
+
+
+def ids(prompts: PromptSet, step: int, size: int, seed: int = 3) -> list[int]:
+    return [prompt.prompt_id for prompt in prompts.batch(step, size, seed)]
+
+
+@given(count=st.integers(1, 30), size=st.integers(1, 40), epochs=st.integers(1, 3))
+def test_every_prompt_is_drawn_once_in_every_epoch_whatever_the_batch_size(count: int, size: int, epochs: int) -> None:
+    prompts = set_of(count)
+    drawn: list[int] = []
+    while len(drawn) < epochs * count:
+        drawn += ids(prompts, len(drawn) // size, size)
+    for epoch in range(epochs):
+        assert sorted(drawn[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_a_batch_depends_on_its_step_alone_so_a_resumed_run_goes_on_with_the_same() -> None:
+    prompts = set_of(10)
+    forwards = [ids(prompts, step, 4) for step in range(6)]
+    backwards = [ids(set_of(10), step, 4) for step in reversed(range(6))]
+    assert forwards == backwards[::-1]
+    assert collections.Counter(n for batch in forwards[:5] for n in batch) == dict.fromkeys(range(10), 2)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    first, second = ids(set_of(50), 0, 50), ids(set_of(50), 1, 50)
+    assert first != second != list(range(50)) != first
+    assert ids(set_of(50), 0, 50, seed=4) != first
+
+
+def test_a_shuffle_leaves_the_global_generator_alone() -> None:
+    import random
+
+    before = random.getstate()
+    assert sorted(shuffled(20, seed=1)) == list(range(20))
+    assert random.getstate() == before
