@@ -236,7 +236,7 @@ def _impossible(config: Config) -> list[str]:
             "algorithm.kl_estimator='k1' with kl_placement='loss' holds the policy to nothing: the gradient of k1 is "
             "that of log p(token), whose mean is 0 and in which the reference does not occur. Use 'k2' or 'k3'"
         )
-    if config.algorithm.kl_coefficient == 0.0 and "kl_estimator" in config.algorithm.model_fields_set:
+    if config.algorithm.kl_coefficient == 0.0 and _differs(config.algorithm, "kl_estimator"):
         problems.append(
             f"algorithm.kl_estimator={config.algorithm.kl_estimator!r} does nothing with kl_coefficient=0: remove one"
         )
@@ -253,6 +253,11 @@ def precision_problems(model: Model, learner: Learner) -> list[str]:
     return []
 
 
+def _differs(section: Section, name: str) -> bool:
+    """Whether an option is not at its default; a written config.json has them all, so being written says nothing."""
+    return bool(getattr(section, name) != type(section).model_fields[name].default)
+
+
 def _idle_evaluation(config: Config) -> list[str]:
     """Options of the evaluation that are set where none takes place."""
     if config.data.eval and config.evaluation.enabled:
@@ -261,7 +266,7 @@ def _idle_evaluation(config: Config) -> list[str]:
     problems = []
     if config.training.evaluate_every is not None:
         problems.append(f"training.evaluate_every={config.training.evaluate_every} does nothing {reason}: remove one")
-    if "samples_per_prompt" in config.evaluation.model_fields_set:
+    if _differs(config.evaluation, "samples_per_prompt"):
         count = config.evaluation.samples_per_prompt
         problems.append(f"evaluation.samples_per_prompt={count} does nothing {reason}: remove one")
     return problems

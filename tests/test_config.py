@@ -21,7 +21,9 @@ LEAST: dict[str, Any] = {
 
 
 def config(**sections: Any) -> Config:
-    table = {name: value | sections.pop(name, {}) if isinstance(value, dict) else value for name, value in LEAST.items()}
+    table = {
+        name: value | sections.pop(name, {}) if isinstance(value, dict) else value for name, value in LEAST.items()
+    }
     return Config.model_validate_json(json.dumps(table | sections))
 
 
@@ -35,7 +37,12 @@ def problems(**sections: Any) -> list[str]:
 def test_defaults_are_those_of_tulu_3_table_21() -> None:
     made = config()
     algorithm, optimizer = made.algorithm, made.optimizer
-    assert (algorithm.gamma, algorithm.gae_lambda, algorithm.clip_ratio, algorithm.value_coefficient) == (1, 0.95, 0.2, 0.1)
+    assert (algorithm.gamma, algorithm.gae_lambda, algorithm.clip_ratio, algorithm.value_coefficient) == (
+        1,
+        0.95,
+        0.2,
+        0.1,
+    )
     assert (algorithm.epochs, algorithm.minibatches, algorithm.kl_coefficient) == (4, 1, 0.05)
     assert (algorithm.kl_estimator, algorithm.kl_placement, algorithm.whiten_advantages) == ("k1", "reward", True)
     assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_ratio) == (3e-7, "linear", 0.0)
@@ -49,7 +56,11 @@ def test_the_defaults_of_sft_are_those_of_tulu_3_table_11() -> None:
     made = Sft.model_validate_json(
         '{"output": "o", "model": {"path": "m", "dtype": "float32"}, "data": {"train": "t.jsonl"}}'
     )
-    assert (made.optimizer.learning_rate, made.optimizer.schedule, made.optimizer.warmup_ratio) == (5e-6, "linear", 0.03)
+    assert (made.optimizer.learning_rate, made.optimizer.schedule, made.optimizer.warmup_ratio) == (
+        5e-6,
+        "linear",
+        0.03,
+    )
     assert (made.optimizer.weight_decay, made.data.max_tokens) == (0.0, 4096)
     assert (made.training.epochs, made.training.conversations_per_step) == (2, 128)
 

@@ -189,9 +189,7 @@ def test_prompts_over_the_limit_are_dropped_counted_and_reported() -> None:
     made = make_prompts("train", rows_of("four", "seven77", "five5", "eight888"), Letters(), 5)
     assert [(prompt.prompt_id, prompt.text) for prompt in made.prompts] == [(0, "four"), (2, "five5")]
     assert (made.rows, made.over_length, made.longest_dropped_tokens) == (4, 2, 8)
-    assert made.summary() == (
-        "train: 4 rows, 2 prompts (math 2); dropped 2 over the length limit (longest 8 tokens)"
-    )
+    assert made.summary() == ("train: 4 rows, 2 prompts (math 2); dropped 2 over the length limit (longest 8 tokens)")
     assert make_prompts("train", rows_of("four"), Letters(), 4).summary() == "train: 1 rows, 1 prompts (math 1)"
 
 

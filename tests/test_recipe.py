@@ -81,15 +81,13 @@ def test_the_hint_finds_a_key_in_another_section_or_a_list(least: str, override:
 
 def test_a_wrong_type_shows_the_value_seen(least: str) -> None:
     assert message(least, "rollout.temperature=warm") == (
-        "r.toml: 1 mistake in the recipe\n"
-        "  rollout.temperature: Input should be a valid number (got 'warm')"
+        "r.toml: 1 mistake in the recipe\n  rollout.temperature: Input should be a valid number (got 'warm')"
     )
 
 
 def test_a_value_outside_a_closed_set_lists_the_set(least: str) -> None:
     assert message(least, "algorithm.kl_estimator=k9") == (
-        "r.toml: 1 mistake in the recipe\n"
-        "  algorithm.kl_estimator: Input should be 'k1', 'k2' or 'k3' (got 'k9')"
+        "r.toml: 1 mistake in the recipe\n  algorithm.kl_estimator: Input should be 'k1', 'k2' or 'k3' (got 'k9')"
     )
 
 
