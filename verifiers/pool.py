@@ -41,7 +41,8 @@ class VerifierPool:
     """Judges samples by named verifiers; use it from one thread, as a context manager.
 
     Args:
-        specs: name used in `submit` -> verifier to build. Verifiers whose class says `cannot_hang` run in the caller.
+        specs: name used in `submit` -> verifier to build. Those whose class says `cannot_hang` run in the caller;
+            so does the `verify_fast` of those that have one, and what it leaves undecided goes to a worker.
         workers: worker processes. None are started where every verifier runs in the caller.
         timeout_seconds: wall-clock limit of one verdict, for verifiers that do not set their own.
         memory_mib: address space that a worker may take on top of what its built verifiers take.
@@ -68,6 +69,7 @@ class VerifierPool:
             if value <= 0:
                 raise PoolError(f"the verifier pool needs {name} above 0; got {value!r}.")
         self._inline: dict[str, Verifier] = {}
+        self._fast: dict[str, Verifier] = {}
         self._indices: dict[str, int] = {}
         self._settings: dict[str, Any] = {
             "caller_pid": os.getpid(),
@@ -94,6 +96,8 @@ class VerifierPool:
         if verifier.cannot_hang:
             self._inline[name] = build(spec)
             return
+        if verifier.verify_fast is not Verifier.verify_fast:
+            self._fast[name] = build(spec)
         self._indices[name] = len(self._indices)
         plugins = [os.path.abspath(os.path.expanduser(file)) for file in spec.plugins]
         self._settings["specs"].append({"name": locate(verifier), "options": dict(spec.options), "plugins": plugins})
@@ -108,9 +112,9 @@ class VerifierPool:
     def submit(self, key: Hashable, name: str, sample: Sample) -> None:
         """Judge `sample` by the verifier called `name`; its verdict comes from `poll` or `wait` under `key`.
 
-        Returns at once; a `cannot_hang` verifier has then judged already. The last samples of a burst of calls leave
-        with the next call of any method. A sample that is not JSON cannot be sent to a worker: its verdict is
-        indeterminate. Raises UnknownVerifierError for a name that the pool was not given.
+        Returns at once; a `cannot_hang` verifier, or the `verify_fast` of one that has it, has then judged already. The
+        last samples of a burst of calls leave with the next call of any method. A sample that is not JSON cannot be sent
+        to a worker: its verdict is indeterminate. Raises UnknownVerifierError for a name that the pool was not given.
         """
         self._refuse_closed()
         if inline := self._inline.get(name):
@@ -119,6 +123,11 @@ class VerifierPool:
         if name not in self._indices:
             known = ", ".join([*self._inline, *self._indices]) or "none"
             raise UnknownVerifierError(f"the pool has no verifier called {name!r}; it was given: {known}.")
+        if fast := self._fast.get(name):
+            decided = wire.judge_fast(fast, sample)
+            if decided is not None:
+                self._finished.append((key, decided))
+                return
         try:
             frame = wire.encode_request(self._submitted, self._indices[name], sample)
         except (TypeError, ValueError) as error:
