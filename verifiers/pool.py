@@ -112,9 +112,9 @@ class VerifierPool:
     def submit(self, key: Hashable, name: str, sample: Sample) -> None:
         """Judge `sample` by the verifier called `name`; its verdict comes from `poll` or `wait` under `key`.
 
-        Returns at once; a `cannot_hang` verifier, or the `verify_fast` of one that has it, has then judged already. The
-        last samples of a burst of calls leave with the next call of any method. A sample that is not JSON cannot be sent
-        to a worker: its verdict is indeterminate. Raises UnknownVerifierError for a name that the pool was not given.
+        Returns at once; a `cannot_hang` verifier, or the `verify_fast` of one that has it, has judged by then. The last
+        samples of a burst of calls leave with the next call of any method. A sample that is not JSON cannot be sent to
+        a worker: its verdict is indeterminate. Raises UnknownVerifierError for a name that the pool was not given.
         """
         self._refuse_closed()
         if inline := self._inline.get(name):
