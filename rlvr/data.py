@@ -188,7 +188,9 @@ def _row(raw: Any, place: str, remap: Mapping[str, str]) -> Row:
         raise raw
     if not isinstance(raw, Mapping):
         raise DataError(f"{place}: a row is an object, not {type(raw).__name__}")
-    missing = [name for name in ("messages", "ground_truth", "dataset") if raw.get(name) is None]
+    missing = [name for name in ("messages", "dataset") if raw.get(name) is None]
+    if "ground_truth" not in raw:  # null is a ground truth of verifiers that need none
+        missing.append("ground_truth")
     if missing:
         raise DataError(f"{place}: missing {', '.join(missing)} (it has {', '.join(map(str, raw))})")
     messages = _messages(raw["messages"], place)

@@ -141,7 +141,7 @@ def _unreadable_source(source: Source) -> str | None:
         return no_such if _is_no_hub_id(source.path) else None
     if path.is_file() and path.suffix not in LOCAL_SUFFIXES:
         return f"{source.path}: a file of rows ends in {', '.join(LOCAL_SUFFIXES)}. Convert it."
-    if path.is_file() and "split" in source.model_fields_set:
+    if path.is_file() and source.split != Source.model_fields["split"].default:
         return f"{source.path}: split={source.split!r} does nothing, because a file is one split. Remove it."
     return None
 

@@ -73,14 +73,14 @@ def test_a_tokenizer_is_loaded_with_its_own_or_a_shipped_template(tokenizer: Any
     tokenizer.save_pretrained(tmp_path / "own")
     assert load_tokenizer(str(tmp_path / "own"), None).chat_template == TULU
     assert load_tokenizer(str(tmp_path / "plain"), "tulu").chat_template == TULU
-    with pytest.raises(ConfigError, match="has no chat template. Set model.chat_template='tulu'"):
+    with pytest.raises(ConfigError, match=r"has no chat template\. Set model\.chat_template='tulu'"):
         load_tokenizer(str(tmp_path / "plain"), None)
-    with pytest.raises(ConfigError, match="model.chat_template='llama' is not shipped; there is: tulu"):
+    with pytest.raises(ConfigError, match=r"model\.chat_template='llama' is not shipped; there is: tulu"):
         load_tokenizer(str(tmp_path / "own"), "llama")
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match="Check model.path"):
+    with pytest.raises(ConfigError, match=r"Check model\.path"):
         load_tokenizer(str(tmp_path), None)
 
 

@@ -40,6 +40,7 @@ def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
 def run(*arguments: str, path: str = str(ROOT)) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "rlvr", *arguments],
+        check=False,
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -51,6 +51,13 @@ def test_several_verifiers_of_a_row_are_several_tasks(tmp_path: pathlib.Path) ->
     assert verifier_names([[row], [row]]) == ["length", "math"]
 
 
+def test_a_ground_truth_may_be_null_where_a_verifier_needs_none_but_not_left_out(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "r.jsonl", GOOD | {"dataset": "length", "ground_truth": None})
+    assert read_rows(source)[0].tasks == (Task(verifier="length", ground_truth=None),)
+    bad = write(tmp_path / "bad.jsonl", {"messages": [USER], "dataset": None})
+    assert ":1: missing dataset, ground_truth (it has messages, dataset)" in fault(bad)
+
+
 def test_a_remap_replaces_names_in_any_case(tmp_path: pathlib.Path) -> None:
     source = write(tmp_path / "r.jsonl", GOOD | {"dataset": "IFEval"}, GOOD)
     rows = read_rows(Source(path=source.path, remap={"ifeval": "tulu3_ifeval"}))
@@ -76,7 +83,8 @@ def test_every_bad_row_is_listed_by_file_and_line(tmp_path: pathlib.Path) -> Non
     first, *listed = fault(source).splitlines()
     assert first == f"9 bad rows in {source.path}; correct or remove:"
     expected = [
-        "2: not one JSON object on a line (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+        "2: not one JSON object on a line "
+        "(Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
         "4: a row is an object, not list",
         "5: missing ground_truth (it has messages, dataset)",
         "6: messages must be a non-empty list of turns, got []",
@@ -94,7 +102,8 @@ def test_a_line_that_is_not_utf_8_is_listed_with_its_byte(tmp_path: pathlib.Path
     with pathlib.Path(source.path).open("ab") as file:
         file.write(b'{"messages": "caf\xe9"}\n')
     assert fault(source) == (
-        f"1 bad row in {source.path}; correct or remove:\n  {source.path}:2: not UTF-8 (byte 0xe9 at byte 18 of the line)"
+        f"1 bad row in {source.path}; correct or remove:\n"
+        f"  {source.path}:2: not UTF-8 (byte 0xe9 at byte 18 of the line)"
     )
 
 

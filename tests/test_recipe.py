@@ -115,7 +115,8 @@ def test_missing_options_and_sections_say_how_to_give_them(tmp_path: pathlib.Pat
     file.write_text('run_dir = "x"\n[model]\n[rollout]\nprompts_per_step = 1\n[training]\nsteps = 1\n')
     assert message(str(file)) == (
         f"{file}: 2 mistakes in the recipe\n"
-        "  model.path: missing, and it has no default. Add it to the recipe, or give model.path=... on the command line.\n"
+        "  model.path: missing, and it has no default. Add it to the recipe, or give model.path=... on the "
+        "command line.\n"
         "  the section [data] is missing, and it has no default. Add it to the recipe, or give data.train=... on the "
         "command line."
     )

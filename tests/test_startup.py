@@ -131,7 +131,8 @@ def test_an_unknown_verifier_in_a_remap_is_refused_whoever_reads_the_rows(folder
 
 def test_a_remap_of_a_name_that_no_row_has_is_refused(folder: pathlib.Path) -> None:
     assert message(ConfigError, "verification.remap.mth=gsm8k") == (
-        "verification.remap replaces mth, which no training row uses (rows use gsm8k, math). Correct the name, or remove it."
+        "verification.remap replaces mth, which no training row uses (rows use gsm8k, math). "
+        "Correct the name, or remove it."
     )
     assert message(DataError, "data.train.0.remap.mth=gsm8k") == (
         "remap of rows.jsonl replaces mth, which no row names; rows name gsm8k, math. Correct the name, or remove it."

@@ -1,0 +1,103 @@
+"""Everything that was drawn is accounted for, or the run stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from rlvr.data import PromptSet
+from rlvr.errors import PolicyError
+from rlvr.ledger import Ledger
+from rlvr.records import Completion, Prompt, Scored, Stop, Task
+from verifiers.base import Verdict
+
+
+def prompt(number: int) -> Prompt:
+    return Prompt(prompt_id=number, token_ids=(1,), text="q", tasks=(Task(verifier="math", ground_truth="3"),))
+
+
+def scored(number: int, sample: int, tokens: int, reward: float | None = 10.0) -> Scored:
+    completion = Completion(
+        prompt=prompt(number),
+        sample=sample,
+        token_ids=(1,) * tokens,
+        logprobs=(-1.0,) * tokens,
+        text="",
+        stop=Stop.EOS,
+        policy_version=0,
+    )
+    verdict = Verdict.indeterminate("timed out") if reward is None else Verdict.correct()
+    return Scored(completion=completion, verdicts=(verdict,), score=reward and reward / 10, reward=reward)
+
+
+def opened(*, rows: int = 10, usable: int = 8, over_length: int = 2) -> Ledger:
+    prompts = tuple(prompt(number) for number in range(usable))
+    return Ledger.open(
+        PromptSet(name="train", prompts=prompts, rows=rows, over_length=over_length, longest_dropped_tokens=0)
+    )
+
+
+def test_a_step_that_trains_on_what_it_drew_balances() -> None:
+    ledger = opened()
+    # 2 prompts x 2 samples; one indeterminate sample of 5 tokens leaves the loss: 3 + 4 + 2 = 9 tokens are trained
+    batch = [scored(0, 0, 3), scored(0, 1, 4), scored(1, 0, 5, reward=None), scored(1, 1, 2)]
+    ledger.add(2, batch, tokens_trained=9.0)
+    ledger.add(1, [scored(2, 0, 6), scored(2, 1, 1)], tokens_trained=7.0)
+    assert dataclasses.asdict(ledger) == {
+        "rows_read": 10,
+        "rows_over_length": 2,
+        "prompts_usable": 8,
+        "prompts_drawn": 3,
+        "samples_drawn": 6,
+        "samples_trained": 5,
+        "samples_indeterminate": 1,
+        "tokens_drawn": 21,
+        "tokens_trained": 16,
+        "tokens_indeterminate": 5,
+    }
+
+
+def test_a_token_that_the_learner_never_saw_stops_the_run() -> None:
+    with pytest.raises(PolicyError) as caught:
+        opened().add(1, [scored(0, 0, 3), scored(0, 1, 4)], tokens_trained=6.0)
+    text = str(caught.value)
+    assert text.startswith("the ledger does not balance: 7 tokens came in, 6 are accounted for (Ledger(rows_read=10,")
+    assert text.endswith("This is a bug of the engine: some were lost without notice.")
+
+
+def test_a_token_that_was_trained_on_twice_stops_the_run() -> None:
+    with pytest.raises(PolicyError, match="7 tokens came in, 8 are accounted for"):
+        opened().add(1, [scored(0, 0, 3), scored(0, 1, 4)], tokens_trained=8.0)
+
+
+def test_a_completion_that_was_lost_stops_the_run() -> None:
+    with pytest.raises(PolicyError, match="4 samples of the step came in, 3 are accounted for"):
+        opened().add(2, [scored(0, 0, 3), scored(0, 1, 4), scored(1, 1, 2)], tokens_trained=9.0)
+
+
+def test_a_prompt_that_was_lost_stops_the_run() -> None:
+    with pytest.raises(PolicyError, match="4 samples of the step came in, 2 are accounted for"):
+        opened().add(2, [scored(0, 0, 3), scored(0, 1, 4)], tokens_trained=7.0)
+
+
+def test_a_row_that_was_lost_stops_the_run() -> None:
+    with pytest.raises(PolicyError, match="11 rows came in, 10 are accounted for"):
+        opened(rows=11).check()
+
+
+def test_a_rank_without_prompts_balances() -> None:
+    ledger = opened()
+    ledger.add(0, [], tokens_trained=0.0)
+    assert ledger.samples_drawn == 0
+
+
+def test_a_saved_ledger_goes_on_after_a_resume(tmp_path: pathlib.Path) -> None:
+    ledger = opened()
+    ledger.add(1, [scored(0, 0, 3)], tokens_trained=3.0)
+    ledger.save(tmp_path / "ledger.json")
+    again = Ledger(**json.loads((tmp_path / "ledger.json").read_text()))
+    again.add(1, [scored(1, 0, 3)], tokens_trained=3.0)
+    assert (again.prompts_drawn, again.tokens_trained, again.rows_read) == (2, 6, 10)
