@@ -44,7 +44,7 @@ pick_python() {
 
 # The stamp covers all that decides what is installed, and where.
 wanted_stamp() {
-    { cat "requirements/build.txt" "$lock" pyproject.toml; .venv/bin/python -V; pwd; } | sha256sum | cut -d' ' -f1
+    { cat "launch/requirements/build.txt" "$lock" pyproject.toml; .venv/bin/python -V; pwd; } | sha256sum | cut -d' ' -f1
 }
 
 state() {
@@ -90,7 +90,7 @@ explain_failure() {
 install() {
     local pip=(.venv/bin/python -m pip install --no-deps)
     # -q: the log must not say "Installing collected packages" before the lock itself is being installed
-    "${pip[@]}" -q -r requirements/build.txt >>"$log" 2>&1 || return
+    "${pip[@]}" -q -r launch/requirements/build.txt >>"$log" 2>&1 || return
     "${pip[@]}" --no-build-isolation --use-pep517 -r "$lock" 2>&1 | show_progress || return
     "${pip[@]}" -q --no-build-isolation -e . >>"$log" 2>&1
 }
@@ -98,7 +98,7 @@ install() {
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "the locks are for Linux on x86-64; this is $(uname -sm)." \
     "Install by hand: python -m pip install -e '.[cpu,dev]'"
 device=$(pick_device)
-lock=requirements/$device.txt
+lock=launch/requirements/$device.txt
 # one set-up at a time in a checkout: `make test` beside `make quickstart` waits here
 exec 9<requirements
 command -v flock >/dev/null && flock 9

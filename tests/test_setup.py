@@ -47,7 +47,7 @@ def write_wheel(folder: pathlib.Path, name: str, version: str) -> None:
 
 def make_project(root: pathlib.Path) -> pathlib.Path:
     """A checkout with the real set-up script, and locks that local wheels can satisfy."""
-    for folder in ("launch", "requirements", "wheels"):
+    for folder in ("launch", "launch/requirements", "wheels"):
         (root / folder).mkdir(parents=True)
     shutil.copy(REPOSITORY / "launch/setup.sh", root / "launch/setup.sh")
     (root / "backend.py").write_text(BACKEND)
@@ -58,9 +58,9 @@ def make_project(root: pathlib.Path) -> pathlib.Path:
     # torch as PyPI offers it: the CUDA build of the same version, which must not be taken
     for name, version in (("buildtool", "1.0"), ("one", "1.0"), ("one", "2.0"), ("torch", "2.13.0")):
         write_wheel(root / "wheels", name, version)
-    (root / "requirements/build.txt").write_text("buildtool==1.0\n")
-    (root / "requirements/cpu.txt").write_text(LOCK)
-    (root / "requirements/gpu.txt").write_text("one==2.0\n")
+    (root / "launch/requirements/build.txt").write_text("buildtool==1.0\n")
+    (root / "launch/requirements/cpu.txt").write_text(LOCK)
+    (root / "launch/requirements/gpu.txt").write_text("one==2.0\n")
     return root
 
 
@@ -129,7 +129,7 @@ def test_a_second_set_up_does_nothing(ready: pathlib.Path) -> None:
 
 
 def test_set_up_follows_a_changed_lock(ready: pathlib.Path) -> None:
-    lock = ready / "requirements/cpu.txt"
+    lock = ready / "launch/requirements/cpu.txt"
     for version in ("2.0", "1.0"):
         lock.write_text(LOCK.replace("1.0", version))
         assert ".venv: out of date" in set_up(ready, "--dry-run").stdout
@@ -142,7 +142,7 @@ def test_another_device_makes_the_environment_anew(ready: pathlib.Path) -> None:
 
 
 def test_a_failed_update_leaves_the_old_environment_and_is_tried_again(ready: pathlib.Path) -> None:
-    lock = ready / "requirements/cpu.txt"
+    lock = ready / "launch/requirements/cpu.txt"
     lock.write_text("one==9.9\n")
     failed = set_up(ready)
     assert failed.returncode == 1
@@ -154,7 +154,7 @@ def test_a_failed_update_leaves_the_old_environment_and_is_tried_again(ready: pa
 
 
 def test_without_a_cpu_torch_the_message_names_the_one_option(ready: pathlib.Path) -> None:
-    lock = ready / "requirements/cpu.txt"
+    lock = ready / "launch/requirements/cpu.txt"
     lock.write_text("torch==2.13.0+cpu\none==2.0\n")
     failed = set_up(ready)
     assert failed.returncode == 1
@@ -178,7 +178,7 @@ def fake_command(folder: pathlib.Path, name: str, body: str) -> None:
 def test_the_device_is_gpu_only_where_nvidia_smi_lists_one(project: pathlib.Path, listing: str, device: str) -> None:
     fake_command(project / "bin", "nvidia-smi", listing)
     result = set_up(project, "--dry-run", RLVR_DEVICE="", PATH=f"{project / 'bin'}:{os.environ['PATH']}")
-    assert f"device: {device}\nlock: requirements/{device}.txt\n" in result.stdout
+    assert f"device: {device}\nlock: launch/requirements/{device}.txt\n" in result.stdout
 
 
 def test_an_unknown_device_is_refused(project: pathlib.Path) -> None:
@@ -209,7 +209,7 @@ def test_every_dependency_is_locked_inside_its_range(repository: pathlib.Path) -
 
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     for device in ("cpu", "gpu"):
-        lines = (repository / f"requirements/{device}.txt").read_text().splitlines()
+        lines = (repository / f"launch/requirements/{device}.txt").read_text().splitlines()
         pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
         locked = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
         assert len(locked) == len(pins), "a package is pinned twice"
@@ -221,7 +221,7 @@ def test_every_dependency_is_locked_inside_its_range(repository: pathlib.Path) -
 
 
 def test_the_cpu_lock_holds_no_cuda_build(repository: pathlib.Path) -> None:
-    pins = (repository / "requirements/cpu.txt").read_text().lower()
+    pins = (repository / "launch/requirements/cpu.txt").read_text().lower()
     assert re.findall(r"^(?:nvidia|cuda|triton|flashinfer|torchvision|torchaudio|torchcodec|vllm=).*", pins, re.M) == []
     assert re.search(r"^torch==[\d.]+\+cpu$", pins, re.M)
 
