@@ -47,6 +47,11 @@ class Engine:
             eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay,
         )
+        if zero_stage == 3:
+            for module in model.modules():
+                for parameter in getattr(module, "borrowed", ()):  # of another module: gather it for this one too
+                    if parameter is not None:
+                        deepspeed.zero.register_external_parameter(module, parameter)
         self._adamw_hook = adamw.register_step_pre_hook(lambda *_: self._check_gradients(adamw))
         self.engine, *_ = deepspeed.initialize(
             model=model.to(distributed.device()),

@@ -98,14 +98,15 @@ class Learner:
         for epoch in range(self.config.algorithm.epochs):
             for part in self._minibatches(len(batch.lengths), step=step, epoch=epoch):
                 rows = self.rows(batch, part)
-                tokens_in_global_batch = distributed.sum_over_ranks([sum(len(batch.completion_ids[i]) for i in part)])[
-                    0
-                ]
+                tokens = sum(len(batch.completion_ids[i]) for i in part)
+                tokens_in_global_batch = distributed.sum_over_ranks([tokens])[0]
+                if tokens_in_global_batch == 0:  # fewer samples than minibatches on every rank: nothing to learn here
+                    continue
                 self._backward_policy(rows, targets, tokens_in_global_batch, totals)
                 self._backward_critic(rows, targets, tokens_in_global_batch, totals)
                 self._stop_unless_finite(totals)
                 norms.append((self.policy.step(), self.critic.step()))
-                totals["tokens"] += sum(len(row.targets) for row in rows)
+                totals["tokens"] += tokens
         return _update_metrics(totals, norms)
 
     def _backward_policy(
@@ -308,6 +309,6 @@ def _update_metrics(totals: dict[str, float], norms: list[tuple[float, float]]) 
         "policy/kl_old": approximate_kl,
         "value/loss": value_loss,
         "value/clip_fraction": value_clipped,
-        "optim/grad_norm": sum(policy for policy, _ in norms) / len(norms),
-        "optim/critic_grad_norm": sum(critic for _, critic in norms) / len(norms),
+        "optim/grad_norm": sum(policy for policy, _ in norms) / max(len(norms), 1),
+        "optim/critic_grad_norm": sum(critic for _, critic in norms) / max(len(norms), 1),
     }

@@ -29,7 +29,7 @@ class PolicyModel(nn.Module):
     def __init__(self, transformer: PreTrainedModel, *, logits_chunk_tokens: int) -> None:
         super().__init__()
         self.transformer = transformer
-        self.logits_chunk_tokens = logits_chunk_tokens
+        self.head = TokenHead(transformer.get_output_embeddings(), chunk_tokens=logits_chunk_tokens)
 
     def forward(self, row: PackedRow, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of each completion token, and the entropy of the distribution it was drawn from.
@@ -37,20 +37,34 @@ class PolicyModel(nn.Module):
         Returns:
             float32 [N] and float32 [N], nats, at the given temperature. The entropy carries no gradient.
         """
-        hidden = _hidden(self.transformer, row)
-        head = self.transformer.get_output_embeddings()
         softcap = getattr(self.transformer.config, "final_logit_softcapping", None)
+        return self.head(_hidden(self.transformer, row), row.targets, temperature, softcap)
+
+
+class TokenHead(nn.Module):
+    """The output layer, applied to a chunk of tokens at a time.
+
+    One call a row, however many chunks: ZeRO-3 gathers a module's weights from all ranks at each call, and ranks whose
+    rows differ in length would wait for each other for ever if each chunk called the output layer.
+    """
+
+    def __init__(self, output: nn.Linear, *, chunk_tokens: int) -> None:
+        super().__init__()
+        self.chunk_tokens = chunk_tokens
+        self.borrowed = (output.weight, output.bias)
+        """The transformer's own; in a tuple, so that they are not counted as this module's too."""
+
+    def forward(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, softcap: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         logprobs, entropies = [], []
-        chunks = list(
-            zip(hidden.split(self.logits_chunk_tokens), row.targets.split(self.logits_chunk_tokens), strict=True)
-        )
-        for part, targets in chunks:
+        chunks = list(zip(hidden.split(self.chunk_tokens), targets.split(self.chunk_tokens), strict=True))
+        for part, wanted in chunks:
+            arguments = (part, *self.borrowed, wanted, temperature, softcap)
             if len(chunks) == 1 or not torch.is_grad_enabled():
-                logprob, entropy = _read_logits(part, head, targets, temperature, softcap)
+                logprob, entropy = _read_logits(*arguments)
             else:
-                logprob, entropy = checkpoint(
-                    _read_logits, part, head, targets, temperature, softcap, use_reentrant=False
-                )
+                logprob, entropy = checkpoint(_read_logits, *arguments, use_reentrant=False)
             logprobs.append(logprob)
             entropies.append(entropy)
         return torch.cat(logprobs), torch.cat(entropies)
@@ -90,9 +104,14 @@ def _sequence_boundaries(transformer: PreTrainedModel, row: PackedRow) -> dict[s
 
 
 def _read_logits(
-    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, temperature: float, softcap: float | None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    temperature: float,
+    softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = head(hidden).float()
+    logits = nn.functional.linear(hidden, weight, bias).float()
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     logits = logits / temperature
