@@ -100,7 +100,7 @@ install() {
 device=$(pick_device)
 lock=launch/requirements/$device.txt
 # one set-up at a time in a checkout: `make test` beside `make quickstart` waits here
-exec 9<requirements
+exec 9<launch/requirements
 command -v flock >/dev/null && flock 9
 before=$(state)
 
