@@ -41,6 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     train.set_defaults(handler=_train)
     check = commands.add_parser("check", help="validate a recipe without loading anything")
     _recipe_arguments(check)
+    check.add_argument(
+        "--gold",
+        action="store_true",
+        help="also judge each row's gold answer (correct?) and another row's (not correct?)",
+    )
     check.set_defaults(handler=_check)
     report = commands.add_parser("report", help="print the results of a run")
     report.add_argument("run_dir")
@@ -91,6 +96,11 @@ def _check(arguments: argparse.Namespace) -> int:
     config = recipe.load(arguments.recipe, arguments.overrides)
     for line in startup.check(config):
         print(line)
+    if arguments.gold:
+        lines, is_clean = startup.check_gold_answers(config)
+        print("\n".join(lines))
+        if not is_clean:
+            return 1
     print("ok")
     return 0
 

@@ -141,7 +141,8 @@ class Critic(Section):
 
 
 class Learner(Section):
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 0 replicates all, 1 splits optimizer state, 2 gradients too, 3 weights too."""
     max_tokens_per_micro_batch: Positive = 8192
     """Real tokens of one packed row; samples are never cut, and there is no padding."""
     logits_chunk_tokens: Positive = 1024

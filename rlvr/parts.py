@@ -74,7 +74,7 @@ class Parts:
             state = checkpoint.resume(run.checkpoints, self.learner)
             first = int(state["step"])
             self.ledger = Ledger(**state["ledger"])
-        elif distributed.rank() == 0:
+        if distributed.rank() == 0:
             run.create(self.config, recipe_text)
         distributed.barrier()
         if distributed.rank() == 0:
@@ -136,12 +136,12 @@ class Parts:
         self.say(console_line(step, training.steps, metrics))
         if last or (training.evaluate_every is not None and step % training.evaluate_every == 0):
             metrics = metrics | self.evaluate(step)
+        if self._log is not None:  # before the checkpoint: a run that is killed in between repeats the step
+            self._log.write(step, metrics)
+            self.ledger.save(self.run.ledger)
         if last or (training.checkpoint_every is not None and step % training.checkpoint_every == 0):
             state = {"ledger": dataclasses.asdict(self.ledger)}
             checkpoint.save(self.run.checkpoints, step, self.learner, state, keep=training.keep_checkpoints)
-        if self._log is not None:
-            self._log.write(step, metrics)
-            self.ledger.save(self.run.ledger)
 
     def save_model(self) -> None:
         """Write the final policy as a Hugging Face folder. Collective."""

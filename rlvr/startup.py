@@ -14,6 +14,7 @@ from rlvr.recipe import nearest_file
 from verifiers import registry
 from verifiers.base import Verifier
 from verifiers.errors import GroundTruthError
+from verifiers.gold import GoldRow, check_gold
 from verifiers.registry import VerifierSpec
 
 CRITIC_STARTS = ("policy", "scratch")
@@ -118,6 +119,42 @@ def check_ground_truths(config: Config, row_sets: Sequence[Sequence[Row]]) -> No
         shown = "\n  ".join(problems[:MOST_SHOWN])
         count = "1 ground truth" if len(problems) == 1 else f"{len(problems)} ground truths"
         raise DataError(f"{count} cannot be read; correct or remove:\n  {shown}{more}")
+
+
+def check_gold_answers(config: Config) -> tuple[list[str], bool]:
+    """Judge each row's gold answer, which must be correct, and another row's, which must not be.
+
+    Returns what was found, line by line, and whether there was nothing to object to. Rows of local files only.
+    """
+    rows = [
+        row for source in config.data.train + config.data.eval if _is_file(source.path) for row in read_rows(source)
+    ]
+    tasks = [(row, task) for row in rows for task in row.tasks]
+    names = sorted({task.verifier for _, task in tasks})
+    options = {verifier_key(name): value for name, value in config.verification.options.items()}
+    plugins = tuple(config.plugins)
+    specs = {name: VerifierSpec(name=name, options=options.get(name, {}), plugins=plugins) for name in names}
+    report = check_gold(
+        [
+            GoldRow(
+                row=index,
+                verifier=task.verifier,
+                ground_truth=task.ground_truth,
+                prompt=row.messages[-1]["content"],
+                columns=row.columns,
+            )
+            for index, (row, task) in enumerate(tasks)
+        ],
+        specs,
+        workers=config.verification.workers,
+        timeout_seconds=config.verification.timeout_seconds,
+    )
+    lines = [f"{tasks[e.row][0].place}: {e.verifier}: {e.fault}: {e.detail}" for e in report.exceptions]
+    lines.append(
+        f"gold: {report.correct} of {report.rows} own answers correct, {report.compared} shown another row's, "
+        f"{len(report.without_gold)} without a gold completion, {len(report.exceptions)} exceptions"
+    )
+    return lines, not report.exceptions
 
 
 def _is_file(path: str) -> bool:

@@ -116,7 +116,11 @@ def capitals(draw: random.Random) -> Problem:
         ]
     )
     return _constrained(
-        f"capitals {first} {second}", question, answer.upper(), answer, {"func_name": "validate_uppercase"}
+        f"capitals {' '.join(sorted((first, second)))}",
+        question,
+        answer.upper(),
+        answer,
+        {"func_name": "validate_uppercase"},
     )
 
 

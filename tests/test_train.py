@@ -64,6 +64,7 @@ learning_rate = 3e-3
 schedule = "constant"
 
 [learner]
+zero_stage = 0
 max_tokens_per_micro_batch = 512
 
 [training]

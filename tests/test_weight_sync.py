@@ -40,6 +40,7 @@ class Stack:
                 "rollout": {"prompts_per_step": 4, "max_tokens": 8, "temperature": 0.7},
                 "sampler": {"kv_cache_mib": 32, "block_size": 32, "enforce_eager": True},
                 "optimizer": {"learning_rate": 1e-2, "schedule": "constant"},
+                "learner": {"zero_stage": 0},
                 "training": {"steps": 1},
             }
         )
