@@ -96,7 +96,7 @@ class Learner:
         totals: dict[str, float] = defaultdict(float)
         norms = []
         for epoch in range(self.config.algorithm.epochs):
-            for part in self._minibatches(len(batch.lengths), step=step, epoch=epoch):
+            for part in self._minibatches(batch.places.tolist(), step=step, epoch=epoch):
                 rows = self.rows(batch, part)
                 tokens = sum(len(batch.completion_ids[i]) for i in part)
                 tokens_in_global_batch = distributed.sum_over_ranks([tokens])[0]
@@ -198,14 +198,22 @@ class Learner:
         )
         return same_number_on_every_rank(rows)
 
-    def _minibatches(self, samples: int, *, step: int, epoch: int) -> list[list[int]]:
-        """This rank's samples in `minibatches` parts, in an order drawn from (seed, step, epoch)."""
+    def _minibatches(self, places: Sequence[int], *, step: int, epoch: int) -> list[list[int]]:
+        """This rank's samples in `minibatches` parts, by an order of the whole step drawn from (seed, step, epoch).
+
+        Which part a sample falls in depends on its place in the step alone, so every number of ranks makes the same
+        parts.
+        """
         parts = self.config.algorithm.minibatches
-        if parts == 1:
-            return [list(range(samples))]
+        total = self.config.rollout.prompts_per_step * self.config.rollout.samples_per_prompt
         generator = torch.Generator().manual_seed(derive(self.config.seed, "minibatches", step, epoch))
-        order = torch.randperm(samples, generator=generator).tolist()
-        return [order[part::parts] for part in range(parts)]
+        order = torch.randperm(total, generator=generator)
+        part_of = torch.empty(total, dtype=torch.int64)
+        part_of[order] = torch.arange(total) * parts // total
+        split: list[list[int]] = [[] for _ in range(parts)]
+        for index, place in enumerate(places):
+            split[int(part_of[place])].append(index)
+        return split
 
     def save(self, folder: str) -> None:
         """Collective."""

@@ -58,6 +58,8 @@ class Completion:
     prompt: Prompt
     sample: int
     """0 .. G-1 within its prompt's group."""
+    place: int
+    """Its place among the samples of the step over all ranks, 0 .. P x G - 1."""
     token_ids: tuple[int, ...]
     """Never empty."""
     logprobs: tuple[float, ...]
@@ -115,6 +117,8 @@ class Trajectories:
     """Tokens of each sample's completion, B entries."""
     lengths: torch.Tensor
     """int64 [B]: completion tokens of each sample; sums to N."""
+    places: torch.Tensor
+    """int64 [B]: place of each sample in the step over all ranks; the same whatever the number of ranks."""
     groups: torch.Tensor
     """int64 [B]: prompt id of each sample."""
     rewards: torch.Tensor

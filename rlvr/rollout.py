@@ -38,6 +38,7 @@ def roll_out(
     """Sample `samples_per_prompt` completions of each prompt, in prompt order.
 
     Args:
+        prompts: this rank's share of the step's prompts.
         temperature: 0 is greedy.
         seed: what the draw is for; each completion's generator is seeded by it, the prompt id and the sample number.
         on_completion: called with (index in the result, completion) as each one finishes.
@@ -61,9 +62,11 @@ def roll_out(
 
     def finished(index: int, sampled: Sampled) -> None:
         prompt, sample = plan[index]
+        slot = distributed.rank() + distributed.world_size() * (index // samples_per_prompt)  # as `share_of_rank`
         completions[index] = Completion(
             prompt=prompt,
             sample=sample,
+            place=slot * samples_per_prompt + sample,
             token_ids=sampled.token_ids,
             logprobs=sampled.logprobs,
             text=tokenizer.decode(sampled.token_ids, skip_special_tokens=True),
@@ -89,6 +92,7 @@ def trajectories(scored: Sequence[Scored]) -> Trajectories:
         prompt_ids=tuple(c.prompt.token_ids for c in completions),
         completion_ids=tuple(c.token_ids for c in completions),
         lengths=torch.tensor([len(c.token_ids) for c in completions], dtype=torch.int64),
+        places=torch.tensor([c.place for c in completions], dtype=torch.int64),
         groups=torch.tensor([c.prompt.prompt_id for c in completions], dtype=torch.int64),
         rewards=torch.tensor([one.reward for one in kept], dtype=torch.float32),
         sampler_logprobs=torch.tensor([p for c in completions for p in c.logprobs], dtype=torch.float32),

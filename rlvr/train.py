@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ from rlvr.reward import Scorer, reward_metrics
 from rlvr.rollout import roll_out, rollout_metrics, share_of_rank, trajectories
 from rlvr.run_directory import RunDirectory
 from rlvr.weight_sync import refuse_disagreement
+
+SAME_REQUEST_SECONDS = 5.0
 
 
 def train(config: Config, *, recipe_text: str, resume: bool) -> None:
@@ -79,6 +82,7 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
         batch = trajectories(scored)  # indeterminate samples are left out here
         targets, before_update = learner.targets(batch)  # old log-probs, reference KL, values, GAE, whitening
         refuse_disagreement(before_update, parts.sync.tolerance)
+        rates = {"optim/lr": learner.policy.learning_rate(), "optim/critic_lr": learner.critic.learning_rate()}
         update = learner.update(batch, targets, step=step)  # K epochs x N minibatches
 
     with clock.stage("sync"):
@@ -89,7 +93,6 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
         write_samples(parts.run, step + 1, scored, config.log.samples_per_step)
     rollout = rollout_metrics(completions, clock.seconds["rollout"])
     synced = {f"sync/{name}": float(value) for name, value in dataclasses.asdict(sync).items()}
-    rates = {"optim/lr": learner.policy.learning_rate(), "optim/critic_lr": learner.critic.learning_rate()}
     return rewards | rollout | before_update | update | rates | synced | clock.metrics()
 
 
@@ -98,18 +101,27 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.is_set = False
+        self.set_at = 0.0
 
 
 @contextmanager
 def stop_requested(signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[StopFlag]:
-    """Turn the first signal into a flag, so that the step is finished and saved; the second one ends at once."""
+    """Turn the first signal into a flag, so that the step is finished and saved; a later one ends the run at once.
+
+    Signals within `SAME_REQUEST_SECONDS` are one request: after Ctrl-C a rank hears from terminal and torchrun.
+    """
     flag = StopFlag()
     before = {number: signal.getsignal(number) for number in signals}
 
     def request(number: int, frame: Any) -> None:
-        flag.is_set = True
-        print(f"\n{signal.Signals(number).name}: stopping after this step, its state will be saved", file=sys.stderr)
-        signal.signal(number, before[signal.Signals(number)])
+        if not flag.is_set:
+            flag.is_set, flag.set_at = True, time.monotonic()
+            if distributed.rank() == 0:
+                name = signal.Signals(number).name
+                print(f"\n{name}: stopping after this step, its state will be saved", file=sys.stderr, flush=True)
+        elif time.monotonic() - flag.set_at > SAME_REQUEST_SECONDS:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
 
     for number in signals:
         signal.signal(number, request)

@@ -55,7 +55,7 @@ PROMPT = Prompt(
 
 def scored(*outcomes: Outcome) -> Scored:
     completion = Completion(
-        prompt=PROMPT, sample=0, token_ids=(1,), logprobs=(-1.0,), text="1", stop=Stop.EOS, policy_version=0
+        prompt=PROMPT, sample=0, place=0, token_ids=(1,), logprobs=(-1.0,), text="1", stop=Stop.EOS, policy_version=0
     )
     scores = {Outcome.CORRECT: 1.0, Outcome.WRONG: 0.0, Outcome.INDETERMINATE: 0.0}
     verdicts = tuple(Verdict(outcome=o, score=scores[o], detail="", seconds=0.0) for o in outcomes)

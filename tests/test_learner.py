@@ -172,7 +172,7 @@ def test_two_rollouts_of_ppo_equal_ppo_written_out_plainly(variant: str, model: 
     algorithm = learner.config.algorithm
     for step in range(2):
         batch = trajectories(seed=step)
-        parts = [learner._minibatches(8, step=step, epoch=epoch) for epoch in range(algorithm.epochs)]
+        parts = [learner._minibatches(EVERYTHING, step=step, epoch=epoch) for epoch in range(algorithm.epochs)]
         expected = plain.update(batch, parts)
         ours = update(learner, batch, step)
         tokens = int(batch.lengths.sum()) * algorithm.epochs
@@ -271,12 +271,12 @@ def test_filler_rows_hold_no_target_and_leave_no_gradient(model: str, monkeypatc
 
 def test_minibatches_cut_the_samples_into_parts_that_repeat_by_seed_step_and_epoch(model: str) -> None:
     learner = learner_of(model, {"algorithm.minibatches": 3})
-    parts = learner._minibatches(8, step=1, epoch=0)
+    parts = learner._minibatches(EVERYTHING, step=1, epoch=0)
     assert sorted(i for part in parts for i in part) == EVERYTHING
     assert sorted(map(len, parts)) == [2, 3, 3]
-    assert parts == learner._minibatches(8, step=1, epoch=0)
-    assert parts != learner._minibatches(8, step=1, epoch=1)
-    assert parts != learner._minibatches(8, step=2, epoch=0)
+    assert parts == learner._minibatches(EVERYTHING, step=1, epoch=0)
+    assert parts != learner._minibatches(EVERYTHING, step=1, epoch=1)
+    assert parts != learner._minibatches(EVERYTHING, step=2, epoch=0)
 
 
 def test_more_parts_than_samples_leaves_some_parts_empty_and_trains_on_the_others(model: str) -> None:
@@ -290,7 +290,12 @@ def test_more_parts_than_samples_leaves_some_parts_empty_and_trains_on_the_other
 
 # --- the same numbers whatever the layout --------------------------------------------------------------------------
 
-LAYOUT = {"algorithm.epochs": 2, "algorithm.kl_estimator": "k2", "algorithm.importance_cap": 2.0}
+LAYOUT = {
+    "algorithm.epochs": 2,
+    "algorithm.minibatches": 2,
+    "algorithm.kl_estimator": "k2",
+    "algorithm.importance_cap": 2.0,
+}
 ONE_ROW_EACH = {"learner.max_tokens_per_micro_batch": 1}
 TIED = {"model.gradient_checkpointing": True, "learner.logits_chunk_tokens": 2}
 
@@ -307,7 +312,7 @@ def two_rank_cases(model: str, tied: str, folder: pathlib.Path) -> dict[str, dic
         cases[f"zero {stage}"] = case(model, uneven, options | ONE_ROW_EACH, updates=3)
         cases[f"zero {stage}, a rank without samples"] = case(model, alone, options, updates=1)
         for broken in ("reward on the last rank", "critic's gradient on the last rank"):
-            unwhitened = {"algorithm.whiten_advantages": False}
+            unwhitened = {"algorithm.whiten_advantages": False, "algorithm.minibatches": 1}
             cases[f"zero {stage}, broken {broken}"] = case(model, halves, options | unwhitened, broken=broken)
     cases["zero 3, tied"] = case(tied, uneven, ONE_ROW_EACH | TIED | {"learner.zero_stage": 3}, updates=2)
     for stage in (0, 2):

@@ -23,6 +23,7 @@ def scored(number: int, sample: int, tokens: int, reward: float | None = 10.0) -
     completion = Completion(
         prompt=prompt(number),
         sample=sample,
+        place=0,
         token_ids=(1,) * tokens,
         logprobs=(-1.0,) * tokens,
         text="",

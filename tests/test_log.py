@@ -116,6 +116,7 @@ def scored(prompt_id: int, sample: int, reward: float | None) -> Scored:
     completion = Completion(
         prompt=prompt,
         sample=sample,
+        place=0,
         token_ids=(1, 2),
         logprobs=(-0.1, -0.2),
         text=f"answer {sample} é",

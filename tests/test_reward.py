@@ -64,6 +64,7 @@ def completion(text: str, *tasks: tuple[str, Any], number: int = 0, stop: Stop =
             tasks=tuple(Task(verifier=name, ground_truth=truth) for name, truth in tasks),
         ),
         sample=0,
+        place=0,
         token_ids=(1, 2),
         logprobs=(-0.5, -0.5),
         text=text,

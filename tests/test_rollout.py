@@ -16,6 +16,7 @@ def completion(number: int, tokens: tuple[int, ...], *, stop: Stop = Stop.EOS) -
     return Completion(
         prompt=Prompt(prompt_id=number, token_ids=(9, number), text="q", tasks=(Task(verifier="m", ground_truth="3"),)),
         sample=0,
+        place=0,
         token_ids=tokens,
         logprobs=tuple(-token / 10 for token in tokens),
         text="",
