@@ -44,7 +44,7 @@ class Problem:
     flawed: str
     """The typical mistake."""
     verifier: str
-    ground_truth: str
+    ground_truth: str | list[str]
 
     def is_held_out(self) -> bool:
         return int(hashlib.sha256(self.key.encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
@@ -153,6 +153,30 @@ def _constrained(key: str, question: str, right: str, flawed: str, constraint: d
     )
 
 
+def function(draw: random.Random) -> Problem:
+    """Write a one-line function; the mistake is in the order of the two operations."""
+    factor, summand = draw.randint(2, 9), draw.randint(2, 9)
+    product_first, sum_first = (
+        f"def f(x): return {factor} * x + {summand}",
+        f"def f(x): return {factor} * (x + {summand})",
+    )
+    if draw.random() < 0.5:
+        asked, right, flawed = f"multiplies x by {factor} and then adds {summand}", product_first, sum_first
+        expected = {x: factor * x + summand for x in (0, 3, 10)}
+    else:
+        asked, right, flawed = f"adds {summand} to x and then multiplies by {factor}", sum_first, product_first
+        expected = {x: factor * (x + summand) for x in (0, 3, 10)}
+    question = draw.choice([f"Write a function f that {asked}.", f"Python please: f {asked}."])
+    return Problem(
+        key=asked,
+        question=question,
+        right=right,
+        flawed=flawed,
+        verifier="code",
+        ground_truth=[f"assert f({x}) == {y}" for x, y in expected.items()],
+    )
+
+
 FAMILIES: dict[str, tuple[Callable[[random.Random], Problem], int]] = {
     "addition": (addition, 4),
     "subtraction": (subtraction, 4),
@@ -162,11 +186,14 @@ FAMILIES: dict[str, tuple[Callable[[random.Random], Problem], int]] = {
 }
 """Each family and its weight in the mixture."""
 
+MIXES = {"plain": FAMILIES, "code": FAMILIES | {"function": (function, 4)}}
+"""Which families a task has; `code` needs a machine on which the sandbox runs."""
 
-def draw_problems(seed: int, count: int, *, held_out: bool) -> list[Problem]:
+
+def draw_problems(seed: int, count: int, *, held_out: bool, mix: str = "plain") -> list[Problem]:
     """Problems of one side of the split, drawn with replacement by family weight."""
     draw = random.Random(f"{seed} {held_out}")
-    families, weights = zip(*FAMILIES.values(), strict=True)
+    families, weights = zip(*MIXES[mix].values(), strict=True)
     problems: list[Problem] = []
     while len(problems) < count:
         problem = draw.choices(families, weights)[0](draw)
@@ -176,18 +203,25 @@ def draw_problems(seed: int, count: int, *, held_out: bool) -> list[Problem]:
 
 
 def write(
-    folder: pathlib.Path, *, seed: int, demonstrations: int, train: int, held_out: int, flawed_share: float
+    folder: pathlib.Path,
+    *,
+    seed: int,
+    demonstrations: int,
+    train: int,
+    held_out: int,
+    flawed_share: float,
+    mix: str = "plain",
 ) -> None:
     """Write `model/` (random weights), `demonstrations.jsonl`, `train.jsonl` and `heldout.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(f"{seed} flawed")
     shown = [
         problem.demonstration(flawed=draw.random() < flawed_share)
-        for problem in draw_problems(seed, demonstrations, held_out=False)
+        for problem in draw_problems(seed, demonstrations, held_out=False, mix=mix)
     ]
     _write_lines(folder / "demonstrations.jsonl", shown)
-    _write_lines(folder / "train.jsonl", [p.row() for p in draw_problems(seed + 1, train, held_out=False)])
-    _write_lines(folder / "heldout.jsonl", [p.row() for p in draw_problems(seed, held_out, held_out=True)])
+    _write_lines(folder / "train.jsonl", [p.row() for p in draw_problems(seed + 1, train, held_out=False, mix=mix)])
+    _write_lines(folder / "heldout.jsonl", [p.row() for p in draw_problems(seed, held_out, held_out=True, mix=mix)])
     make_model(folder / "model", shown, seed)
 
 
@@ -253,6 +287,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:  # type: ignore[t
     parser.add_argument("--train", type=int, default=8000)
     parser.add_argument("--held-out", type=int, default=400)
     parser.add_argument("--flawed-share", type=float, default=0.6, help="demonstrations that make the typical mistake")
+    parser.add_argument("--mix", choices=MIXES, default="plain", help="`code` adds one-line functions to write")
     parser.set_defaults(handler=_run)
 
 
@@ -265,5 +300,6 @@ def _run(arguments: argparse.Namespace) -> int:
         train=arguments.train,
         held_out=arguments.held_out,
         flawed_share=arguments.flawed_share,
+        mix=arguments.mix,
     )
     return 0

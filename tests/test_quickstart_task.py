@@ -14,8 +14,9 @@ from rlvr.data import read_conversations, read_rows
 from rlvr.recipe import load
 from sft_dpo import quickstart_task
 from sft_dpo.cli import main
-from sft_dpo.quickstart_task import FAMILIES, Problem, draw_problems
+from sft_dpo.quickstart_task import FAMILIES, MIXES, Problem, draw_problems
 from verifiers.base import Outcome, Sample
+from verifiers.errors import SandboxError
 from verifiers.registry import VerifierSpec, build
 
 RECIPES = pathlib.Path(__file__).resolve().parents[1] / "launch" / "recipes"
@@ -37,6 +38,22 @@ def test_the_right_answer_is_judged_correct_and_the_typical_mistake_wrong(family
     for problem in problems:
         assert outcome(problem, problem.right) is Outcome.CORRECT, problem
         assert outcome(problem, problem.flawed) is Outcome.WRONG, problem
+
+
+def test_functions_are_judged_in_the_sandbox_by_the_options_of_their_recipe() -> None:
+    config = load(RECIPES / "quickstart-code.toml")
+    try:
+        verifier = build(VerifierSpec(name="code", options=config.verification.options["code"]))
+    except SandboxError as error:
+        pytest.skip(str(error))
+    make, _ = MIXES["code"]["function"]
+    draw = random.Random(1)
+    for problem in (make(draw) for _ in range(12)):
+        judged = [
+            verifier.verify(Sample(completion=answer, ground_truth=problem.ground_truth)).outcome
+            for answer in (problem.right, problem.flawed)
+        ]
+        assert judged == [Outcome.CORRECT, Outcome.WRONG], problem
 
 
 def test_no_problem_is_both_trained_on_and_held_out_whatever_its_wording() -> None:
