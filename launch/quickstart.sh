@@ -33,7 +33,7 @@ step "1. A tiny random model, demonstrations by a sloppy teacher, and prompts wi
 step "2. Supervised fine-tuning: the starting policy" \
     torchrun --standalone --nproc-per-node "$PROCESSES" -m sft_dpo sft launch/recipes/quickstart-sft.toml \
     model.path="$RUN/task/model" data.train="$RUN/task/demonstrations.jsonl" output="$RUN/start" seed="$SEED"
-step "3. RLVR: PPO with a critic against two verifiers, rollouts by vLLM" \
+step "3. RLVR: PPO with a critic against verifiers, rollouts by vLLM" \
     torchrun --standalone --nproc-per-node "$PROCESSES" -m rlvr train "$RECIPE" \
     model.path="$RUN/start" data.train="$RUN/task/train.jsonl" data.eval="$RUN/task/heldout.jsonl" \
     run_dir="$RUN/rlvr" seed="$SEED" "$@"

@@ -70,7 +70,7 @@ def resume(folder: pathlib.Path, learner: Learner) -> dict[str, Any]:
     found = complete(folder)
     if not found:
         raise CheckpointError(
-            f"there is no checkpoint in {folder}. Start the run anew, with training.checkpoint_every set."
+            f"there is no checkpoint in {folder}. Set training.checkpoint_every to have them written."
         )
     state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
     if state["world_size"] != distributed.world_size():

@@ -51,7 +51,7 @@ class Sampler:
 
         self.stop_token_ids = list(stop_token_ids)
         self.policy_version = -1
-        """Weight updates received, less one: 0 after the first."""
+        """Weight updates received in this process after the first, which makes it 0."""
         self._request_count = 0
         self._can_sleep = torch.cuda.is_available() and config.sampler.sleep
         self._asleep = False

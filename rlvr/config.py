@@ -73,7 +73,7 @@ class Sampler(Section):
     """vLLM engine of each rank."""
 
     kv_cache_mib: Positive | None = None
-    """Bytes for the KV cache on a CPU machine; None there takes 512."""
+    """MiB for the KV cache; None takes 512 on a CPU and what `gpu_memory_utilization` leaves on a GPU."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of a GPU's memory that vLLM takes, weights included."""
     max_num_seqs: Positive = 256
@@ -117,7 +117,9 @@ class Algorithm(Section):
     epochs: Positive = 4
     minibatches: Positive = 1
     old_logprobs: Literal["learner", "sampler"] = "learner"
-    """Denominator of the ratio: computed by the learner before the first epoch, or the sampler's own."""
+    """Denominator of the ratio: computed by the learner before the first epoch, or the sampler's own. The sampler's
+    saves a forward pass, and gives up the comparison of the two on every rollout. With the learner's, `importance_cap`
+    adds truncated importance sampling against the sampler's."""
     importance_cap: Annotated[float, Field(gt=0.0)] | None = None
     """Cap of the truncated importance weight learner/sampler (Olmo 3: 2.0); None leaves the weight out."""
 
@@ -127,7 +129,7 @@ class Optimizer(Section):
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     warmup_ratio: Fraction = 0.0
     weight_decay: NonNegative = 0.01
-    """torch's AdamW default, which Tülu 3's code left in place (facts of the released learner)."""
+    """torch's AdamW default, which Tülu 3's released learner left in place."""
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     epsilon: Annotated[float, Field(gt=0.0)] = 1e-8

@@ -42,7 +42,7 @@ def start(timeout_seconds: float = 1800.0) -> None:
 
 
 def stop() -> None:
-    """Leave the process group, once every rank has come this far."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

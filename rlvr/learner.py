@@ -109,6 +109,10 @@ class Learner:
                 totals["tokens"] += tokens
         return _update_metrics(totals, norms)
 
+    def learning_rates(self) -> dict[str, float]:
+        """Rates of the coming update."""
+        return {"optim/lr": self.policy.learning_rate(), "optim/critic_lr": self.critic.learning_rate()}
+
     def _backward_policy(
         self, rows: list[PackedRow], targets: Targets, tokens_in_global_batch: float, totals: dict[str, float]
     ) -> None:

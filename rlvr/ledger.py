@@ -32,14 +32,14 @@ class Ledger:
     def open(cls, prompts: PromptSet) -> Ledger:
         return cls(rows_read=prompts.rows, rows_over_length=prompts.over_length, prompts_usable=len(prompts.prompts))
 
-    def add(self, prompts_drawn: int, scored: Sequence[Scored], tokens_trained: float) -> None:
+    def add(self, prompts_drawn: int, samples_drawn: int, scored: Sequence[Scored], tokens_trained: float) -> None:
         """Enter one step. Collective.
 
+        `samples_drawn` is what was asked of the sampler; `scored` what came back.
         `tokens_trained`, over all ranks, is counted where the learner takes its gradient (one epoch's worth), so that
         packing, minibatches and filler rows are checked by the balance.
         """
         lost = [one for one in scored if one.reward is None]
-        samples_per_prompt = 1 + max((one.completion.sample for one in scored), default=0)
         counts = {
             "prompts_drawn": prompts_drawn,
             "samples_drawn": len(scored),
@@ -48,7 +48,7 @@ class Ledger:
             "tokens_drawn": sum(len(one.completion.token_ids) for one in scored),
             "tokens_indeterminate": sum(len(one.completion.token_ids) for one in lost),
         }
-        expected, *totals = distributed.sum_over_ranks([prompts_drawn * samples_per_prompt, *counts.values()])
+        expected, *totals = distributed.sum_over_ranks([samples_drawn, *counts.values()])
         for name, total in zip(counts, totals, strict=True):
             setattr(self, name, getattr(self, name) + int(total))
         self.tokens_trained += round(tokens_trained)

@@ -38,9 +38,9 @@ class Clock:
 class MetricsLog:
     """Written by one rank."""
 
-    def __init__(self, run: RunDirectory, *, tensorboard: bool, resume_at: int) -> None:
-        if resume_at:
-            _cut_after(run.metrics, resume_at)
+    def __init__(self, run: RunDirectory, *, tensorboard: bool, resume_at: int | None) -> None:
+        if resume_at is not None:
+            _cut_after(run.metrics, resume_at or -1)  # a run resumed at 0 evaluates its start again
         self._file = run.metrics.open("a", encoding="utf-8")
         self._board = None
         if tensorboard:

@@ -149,7 +149,7 @@ def load_critic(
         with torch.random.fork_rng():  # `transformers` draws new weights from the global generator
             torch.manual_seed(generator.initial_seed())
             transformer = AutoModelForSequenceClassification.from_config(
-                config, dtype=DTYPES[dtype], attn_implementation=attention_name()
+                config, dtype=DTYPES[dtype], attn_implementation=attention_name(dtype)
             )
         _without_dropout(transformer)
     elif init == "policy":
@@ -172,9 +172,9 @@ def load_critic(
     return ValueModel(transformer)
 
 
-def attention_name() -> str:
-    """flash-attn's variable-length kernels where they are installed, else packed scaled-dot-product attention."""
-    if torch.cuda.is_available():
+def attention_name(dtype: str) -> str:
+    """flash-attn's variable-length kernels where they are installed and fit, else packed attention of our own."""
+    if torch.cuda.is_available() and dtype == "bfloat16":  # flash-attn has no float32 kernels
         with contextlib.suppress(ImportError):
             import flash_attn  # noqa: F401
 
@@ -184,7 +184,9 @@ def attention_name() -> str:
 
 def _load(auto_class: Any, path: str, dtype: str, **extra: Any) -> PreTrainedModel:
     with _named_when_missing(path):
-        model = auto_class.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation=attention_name(), **extra)
+        model = auto_class.from_pretrained(
+            path, dtype=DTYPES[dtype], attn_implementation=attention_name(dtype), **extra
+        )
     _without_dropout(model)
     return model
 

@@ -70,21 +70,24 @@ class Parts:
         """Open the run directory, resume or begin, publish the first weights, prove that they arrived, and check the
         log-prob contract. Returns the first step."""
         first = 0
-        if resume:
+        if resume and checkpoint.complete(run.checkpoints):
             state = checkpoint.resume(run.checkpoints, self.learner)
             first = int(state["step"])
             self.ledger = Ledger(**state["ledger"])
-        if distributed.rank() == 0:
-            run.create(self.config, recipe_text)
-        distributed.barrier()
-        if distributed.rank() == 0:
-            self._log = MetricsLog(run, tensorboard=self.config.log.tensorboard, resume_at=first)
         self.sync.publish()
         difference = self._contract_difference()
+        if distributed.rank() == 0:  # a run that cannot begin leaves no run directory behind
+            run.create(self.config, recipe_text)
+            self._log = MetricsLog(run, tensorboard=self.config.log.tensorboard, resume_at=first if resume else None)
+        distributed.barrier()
         self.say(
             f"log-prob contract: learner and sampler differ by {difference:.1e} nats a token "
             f"(tolerance {self.sync.tolerance:g}); ready after {time.perf_counter() - self._started:.0f} s"
         )
+        if resume:
+            self.say(
+                f"resuming after step {first}" if first else "no checkpoint was written: starting at the first step"
+            )
         return first
 
     def _contract_difference(self) -> float:
@@ -109,7 +112,7 @@ class Parts:
             [(logprobs - batch.sampler_logprobs).abs().sum().item(), float(logprobs.numel())]
         )
         difference = total / max(count, 1.0)
-        refuse_disagreement({"policy/sampler_difference": difference}, self.sync.tolerance)
+        refuse_disagreement(difference, self.sync.tolerance)
         return difference
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -130,16 +133,20 @@ class Parts:
             self._log.write(0, metrics | {"time/startup_seconds": started - self._started})
         return metrics
 
-    def finish_step(self, step: int, metrics: dict[str, float], *, last: bool) -> None:
-        """Evaluate and checkpoint when it is time, and log the step. Collective."""
+    def finish_step(self, step: int, metrics: dict[str, float], *, stop: bool) -> None:
+        """Evaluate, log and checkpoint as the recipe says. Collective.
+
+        A run that is asked to `stop` saves its state at once and evaluates nothing: it may be killed soon.
+        """
         training = self.config.training
+        last = step == training.steps
         self.say(console_line(step, training.steps, metrics))
-        if last or (training.evaluate_every is not None and step % training.evaluate_every == 0):
+        if not stop and (last or (training.evaluate_every is not None and step % training.evaluate_every == 0)):
             metrics = metrics | self.evaluate(step)
         if self._log is not None:  # before the checkpoint: a run that is killed in between repeats the step
             self._log.write(step, metrics)
             self.ledger.save(self.run.ledger)
-        if last or (training.checkpoint_every is not None and step % training.checkpoint_every == 0):
+        if last or stop or (training.checkpoint_every is not None and step % training.checkpoint_every == 0):
             state = {"ledger": dataclasses.asdict(self.ledger)}
             checkpoint.save(self.run.checkpoints, step, self.learner, state, keep=training.keep_checkpoints)
 

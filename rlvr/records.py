@@ -68,7 +68,7 @@ class Completion:
     """Special tokens removed."""
     stop: Stop
     policy_version: int
-    """Number of weight updates that the sampler had received."""
+    """Weight updates that this process's sampler had received after its first."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

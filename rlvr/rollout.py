@@ -40,18 +40,21 @@ def roll_out(
     Args:
         prompts: this rank's share of the step's prompts.
         temperature: 0 is greedy.
-        seed: what the draw is for; each completion's generator is seeded by it, the prompt id and the sample number.
+        seed: what the draw is for; each completion's generator is seeded by it, the prompt's slot in the step and id,
+            and the sample number: a prompt that is drawn twice in a step gets two sets of samples.
         on_completion: called with (index in the result, completion) as each one finishes.
     """
-    plan = [(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
+    # slots of the whole step, whatever the number of ranks, as `share_of_rank` deals them out
+    slots = range(distributed.rank(), 10**12, distributed.world_size())
+    plan = [(slot, p, sample) for slot, p in zip(slots, prompts, strict=False) for sample in range(samples_per_prompt)]
     requests = [
         Request(
             token_ids=prompt.token_ids,
-            seed=derive(*seed, prompt.prompt_id, sample),
+            seed=derive(*seed, slot, prompt.prompt_id, sample),
             temperature=temperature,
             max_tokens=max_tokens,
         )
-        for prompt, sample in plan
+        for slot, prompt, sample in plan
     ]
     completions: dict[int, Completion] = {}
     bar = tqdm(
@@ -61,8 +64,7 @@ def roll_out(
     started, tokens = time.perf_counter(), 0
 
     def finished(index: int, sampled: Sampled) -> None:
-        prompt, sample = plan[index]
-        slot = distributed.rank() + distributed.world_size() * (index // samples_per_prompt)  # as `share_of_rank`
+        slot, prompt, sample = plan[index]
         completions[index] = Completion(
             prompt=prompt,
             sample=sample,

@@ -67,6 +67,11 @@ class RunDirectory:
         """
         before = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         now = json.loads(config.model_dump_json())
+        if now["training"]["steps"] < before["training"]["steps"]:
+            raise RunDirectoryError(
+                f"cannot resume {self.path} with training.steps={now['training']['steps']}: it began with "
+                f"{before['training']['steps']}, and a resumed run may only grow."
+            )
         free = ("training.", "log.", "run_dir")
         changed = {key: text for key, text in _differences(before, now).items() if not key.startswith(free)}
         if changed:

@@ -45,10 +45,9 @@ def train(config: Config, *, recipe_text: str, resume: bool) -> None:
             parts.evaluate(0)
         for step in range(first, config.training.steps):
             metrics = train_step(parts, step)
-            last = step + 1 == config.training.steps
             stop = distributed.max_over_ranks([float(stopping.is_set)])[0] > 0
-            parts.finish_step(step + 1, metrics, last=last or stop)
-            if stop and not last:
+            parts.finish_step(step + 1, metrics, stop=stop)
+            if stop:
                 parts.say(f"stopped after step {step + 1}; continue with --resume")
                 return
         parts.save_model()
@@ -75,22 +74,24 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
 
     with clock.stage("verify"):  # what is left to wait for
         scored = scorer.collect()
+        if distributed.rank() == 0:  # before anything that may stop the run: they are the evidence
+            write_samples(parts.run, step + 1, scored, config.log.samples_per_step)
         rewards = reward_metrics(scored, config.reward.max_indeterminate_share)
 
     parts.sampler.sleep()
     with clock.stage("update"):
         batch = trajectories(scored)  # indeterminate samples are left out here
         targets, before_update = learner.targets(batch)  # old log-probs, reference KL, values, GAE, whitening
-        refuse_disagreement(before_update, parts.sync.tolerance)
-        rates = {"optim/lr": learner.policy.learning_rate(), "optim/critic_lr": learner.critic.learning_rate()}
+        if config.algorithm.old_logprobs == "learner":  # else the learner has not computed them
+            refuse_disagreement(before_update["policy/sampler_difference"], parts.sync.tolerance)
+        rates = learner.learning_rates()
         update = learner.update(batch, targets, step=step)  # K epochs x N minibatches
 
     with clock.stage("sync"):
         sync = parts.sync.publish()  # and proof
 
-    parts.ledger.add(len(prompts), scored, update["update/tokens"] / config.algorithm.epochs)
-    if distributed.rank() == 0:
-        write_samples(parts.run, step + 1, scored, config.log.samples_per_step)
+    samples_drawn = len(prompts) * config.rollout.samples_per_prompt
+    parts.ledger.add(len(prompts), samples_drawn, scored, update["update/tokens"] / config.algorithm.epochs)
     rollout = rollout_metrics(completions, clock.seconds["rollout"])
     synced = {f"sync/{name}": float(value) for name, value in dataclasses.asdict(sync).items()}
     return rewards | rollout | before_update | update | rates | synced | clock.metrics()

@@ -197,9 +197,12 @@ class LoadedChecksums:
         return [f"{parent}.{part}.{leaf}" for part in self._parts.get(layer, [layer])]
 
 
-def refuse_disagreement(metrics: dict[str, float], tolerance: float) -> None:
-    """Stop when the learner and the sampler disagree on the tokens just sampled: every rollout is a canary too."""
-    difference = metrics.get("policy/sampler_difference", 0.0)
+def refuse_disagreement(difference: float, tolerance: float) -> None:
+    """Stop when learner and sampler disagree on tokens just sampled: every rollout is a canary too.
+
+    Args:
+        difference, tolerance: mean absolute difference of log-probabilities, nats a token.
+    """
     if not difference <= tolerance:
         raise LogProbContractError(
             f"learner and sampler differ by {difference:.3g} nats a token on this rollout (tolerance {tolerance:g}): "

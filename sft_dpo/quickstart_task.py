@@ -191,14 +191,16 @@ MIXES = {"plain": FAMILIES, "code": FAMILIES | {"function": (function, 4)}}
 
 
 def draw_problems(seed: int, count: int, *, held_out: bool, mix: str = "plain") -> list[Problem]:
-    """Problems of one side of the split, drawn with replacement by family weight."""
+    """Problems of one side of the split, drawn by family weight; no held-out question is drawn twice."""
     draw = random.Random(f"{seed} {held_out}")
     families, weights = zip(*MIXES[mix].values(), strict=True)
     problems: list[Problem] = []
+    asked: set[str] = set()
     while len(problems) < count:
         problem = draw.choices(families, weights)[0](draw)
-        if problem.is_held_out() == held_out:
+        if problem.is_held_out() == held_out and not (held_out and problem.question in asked):
             problems.append(problem)
+            asked.add(problem.question)
     return problems
 
 

@@ -115,7 +115,7 @@ def test_resuming_without_a_checkpoint_says_what_to_do(tmp_path: pathlib.Path) -
     with pytest.raises(CheckpointError) as caught:
         resumed(tmp_path)
     assert str(caught.value) == (
-        f"there is no checkpoint in {tmp_path}. Start the run anew, with training.checkpoint_every set."
+        f"there is no checkpoint in {tmp_path}. Set training.checkpoint_every to have them written."
     )
 
 

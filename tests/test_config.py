@@ -118,11 +118,13 @@ def test_more_minibatches_than_samples_are_impossible() -> None:
 
 
 def test_bfloat16_without_zero_is_refused_for_every_stage_of_training() -> None:
-    (problem,) = problems(model={"dtype": "bfloat16"})
+    (problem,) = problems(model={"dtype": "bfloat16"}, learner={"zero_stage": 0})
     assert problem.startswith("model.dtype='bfloat16' with learner.zero_stage=0")
     assert config(model={"dtype": "bfloat16"}, learner={"zero_stage": 1}).learner.zero_stage == 1
     with pytest.raises(pydantic.ValidationError, match="contradictions"):
-        Sft.model_validate_json('{"output": "o", "model": {"path": "m"}, "data": {"train": "t.jsonl"}}')
+        Sft.model_validate_json(
+            '{"output": "o", "model": {"path": "m"}, "data": {"train": "t.jsonl"}, "learner": {"zero_stage": 0}}'
+        )
 
 
 @pytest.mark.parametrize("name", ["kl_estimator", "kl_placement"])

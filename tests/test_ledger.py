@@ -45,8 +45,8 @@ def test_a_step_that_trains_on_what_it_drew_balances() -> None:
     ledger = opened()
     # 2 prompts x 2 samples; one indeterminate sample of 5 tokens leaves the loss: 3 + 4 + 2 = 9 tokens are trained
     batch = [scored(0, 0, 3), scored(0, 1, 4), scored(1, 0, 5, reward=None), scored(1, 1, 2)]
-    ledger.add(2, batch, tokens_trained=9.0)
-    ledger.add(1, [scored(2, 0, 6), scored(2, 1, 1)], tokens_trained=7.0)
+    ledger.add(2, 4, batch, tokens_trained=9.0)
+    ledger.add(1, 2, [scored(2, 0, 6), scored(2, 1, 1)], tokens_trained=7.0)
     assert dataclasses.asdict(ledger) == {
         "rows_read": 10,
         "rows_over_length": 2,
@@ -63,7 +63,7 @@ def test_a_step_that_trains_on_what_it_drew_balances() -> None:
 
 def test_a_token_that_the_learner_never_saw_stops_the_run() -> None:
     with pytest.raises(PolicyError) as caught:
-        opened().add(1, [scored(0, 0, 3), scored(0, 1, 4)], tokens_trained=6.0)
+        opened().add(1, 2, [scored(0, 0, 3), scored(0, 1, 4)], tokens_trained=6.0)
     text = str(caught.value)
     assert text.startswith("the ledger does not balance: 7 tokens came in, 6 are accounted for (Ledger(rows_read=10,")
     assert text.endswith("This is a bug of the engine: some were lost without notice.")
@@ -71,17 +71,17 @@ def test_a_token_that_the_learner_never_saw_stops_the_run() -> None:
 
 def test_a_token_that_was_trained_on_twice_stops_the_run() -> None:
     with pytest.raises(PolicyError, match="7 tokens came in, 8 are accounted for"):
-        opened().add(1, [scored(0, 0, 3), scored(0, 1, 4)], tokens_trained=8.0)
+        opened().add(1, 2, [scored(0, 0, 3), scored(0, 1, 4)], tokens_trained=8.0)
 
 
 def test_a_completion_that_was_lost_stops_the_run() -> None:
     with pytest.raises(PolicyError, match="4 samples of the step came in, 3 are accounted for"):
-        opened().add(2, [scored(0, 0, 3), scored(0, 1, 4), scored(1, 1, 2)], tokens_trained=9.0)
+        opened().add(2, 4, [scored(0, 0, 3), scored(0, 1, 4), scored(1, 1, 2)], tokens_trained=9.0)
 
 
 def test_a_prompt_that_was_lost_stops_the_run() -> None:
     with pytest.raises(PolicyError, match="4 samples of the step came in, 2 are accounted for"):
-        opened().add(2, [scored(0, 0, 3), scored(0, 1, 4)], tokens_trained=7.0)
+        opened().add(2, 4, [scored(0, 0, 3), scored(0, 1, 4)], tokens_trained=7.0)
 
 
 def test_a_row_that_was_lost_stops_the_run() -> None:
@@ -91,14 +91,14 @@ def test_a_row_that_was_lost_stops_the_run() -> None:
 
 def test_a_rank_without_prompts_balances() -> None:
     ledger = opened()
-    ledger.add(0, [], tokens_trained=0.0)
+    ledger.add(0, 0, [], tokens_trained=0.0)
     assert ledger.samples_drawn == 0
 
 
 def test_a_saved_ledger_goes_on_after_a_resume(tmp_path: pathlib.Path) -> None:
     ledger = opened()
-    ledger.add(1, [scored(0, 0, 3)], tokens_trained=3.0)
+    ledger.add(1, 1, [scored(0, 0, 3)], tokens_trained=3.0)
     ledger.save(tmp_path / "ledger.json")
     again = Ledger(**json.loads((tmp_path / "ledger.json").read_text()))
-    again.add(1, [scored(1, 0, 3)], tokens_trained=3.0)
+    again.add(1, 1, [scored(1, 0, 3)], tokens_trained=3.0)
     assert (again.prompts_drawn, again.tokens_trained, again.rows_read) == (2, 6, 10)

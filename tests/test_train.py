@@ -19,6 +19,7 @@ from sft_dpo import quickstart_task
 LOSS_CURVE = pathlib.Path(__file__).parent / "data" / "loss_curve.json"
 TIMED = ("time/", "rollout/tokens_per_second", "sync/transfer_seconds", "sync/proof_seconds")
 TIMEOUT_SECONDS = 240
+MARK = "RLVR_TEST_MARK"
 
 pytestmark = pytest.mark.slow
 
@@ -234,7 +235,7 @@ def test_a_stop_saves_the_state_and_leaves_no_process(task: pathlib.Path, tmp_pa
     run_dir = tmp_path / "stopped"
     process = subprocess.Popen(
         command(recipe(task, run_dir), "training.steps=500", "training.checkpoint_every=400", ranks=2),
-        env=environment(),
+        env=environment() | {MARK: str(run_dir)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -242,6 +243,7 @@ def test_a_stop_saves_the_state_and_leaves_no_process(task: pathlib.Path, tmp_pa
     )
     try:
         wait_for(lambda: (run_dir / "samples" / "step_000002.jsonl").exists())
+        assert len(marked(str(run_dir))) > 3  # torchrun, two ranks, and the verifiers' processes
         if by == "Ctrl-C":
             os.killpg(process.pid, signal.SIGINT)  # the terminal signals every process of the group
         else:
@@ -254,7 +256,7 @@ def test_a_stop_saves_the_state_and_leaves_no_process(task: pathlib.Path, tmp_pa
     assert len(saved) == 1, said[-3000:]
     assert json.loads(saved[0].read_text())["step"] >= 2
     assert "continue with --resume" in said
-    wait_for(lambda: not session_members(process.pid))
+    wait_for(lambda: not marked(str(run_dir)))
 
 
 def wait_for(condition: object, seconds: float = 120.0) -> None:
@@ -264,16 +266,17 @@ def wait_for(condition: object, seconds: float = 120.0) -> None:
         time.sleep(0.2)
 
 
-def session_members(session: int) -> list[int]:
-    """Processes of a session that are alive."""
+def marked(value: str) -> list[int]:
+    """Living processes whose environment holds the mark: every descendant, whatever session it is in."""
     found = []
     for entry in pathlib.Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
+                environ = (entry / "environ").read_bytes()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
-            if int(fields[3]) == session and fields[0] != "Z":
+            if f"{MARK}={value}".encode() in environ and state != "Z":
                 found.append(int(entry.name))
     return found
 

@@ -205,10 +205,10 @@ def test_greedy_is_the_argmax_of_the_learner(stack: Stack) -> None:
 
 
 def test_disagreement_over_the_tolerance_is_refused() -> None:
-    refuse_disagreement({"policy/sampler_difference": 9e-5}, 1e-4)
+    refuse_disagreement(9e-5, 1e-4)
     for difference in (2e-4, float("nan")):
         with pytest.raises(LogProbContractError, match="differ by"):
-            refuse_disagreement({"policy/sampler_difference": difference}, 1e-4)
+            refuse_disagreement(difference, 1e-4)
 
 
 def test_row_checksums_see_position_value_and_dtype() -> None:
