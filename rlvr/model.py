@@ -85,6 +85,8 @@ class ValueModel(nn.Module):
 def _hidden(transformer: PreTrainedModel, row: PackedRow) -> torch.Tensor:
     """Last hidden states at `row.read_at`: [N, hidden size]."""
     backbone = transformer.base_model
+    # vLLM's Transformers back end (OLMo2, ...) puts its compiled __call__ on the class itself, in this process too
+    backbone.do_not_compile = True
     output = backbone(
         input_ids=row.input_ids,
         position_ids=row.position_ids,

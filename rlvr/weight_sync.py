@@ -192,9 +192,8 @@ class LoadedChecksums:
 
     def _learner_names(self, name: str) -> list[str]:
         """`...qkv_proj.weight` -> the three projections that vLLM stacks in it."""
-        module, _, leaf = name.rpartition(".")
-        parent, _, layer = module.rpartition(".")
-        return [f"{parent}.{part}.{leaf}" for part in self._parts.get(layer, [layer])]
+        *parents, layer, leaf = name.split(".")
+        return [".".join((*parents, part, leaf)) for part in self._parts.get(layer, [layer])]
 
 
 def refuse_disagreement(difference: float, tolerance: float) -> None:

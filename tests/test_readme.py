@@ -93,6 +93,17 @@ def test_the_quoted_loop_is_the_code(readme: str, repository: pathlib.Path) -> N
     assert quoted.strip() in "\n".join(line.removeprefix("    ") for line in source.splitlines())
 
 
+def test_its_results_are_those_of_the_results_file(readme: str, repository: pathlib.Path) -> None:
+    results = json.loads((repository / "benchmarks" / "results" / "quickstart.json").read_text())
+    measured = [*results["runs"], results["control"]]
+    assert [run["seed"] for run in results["runs"]] == [1, 2, 3]
+    for name in ("pass_at_1", "pass_at_1_greedy", "math/pass_at_1", "tulu3_ifeval/pass_at_1"):
+        key = f"eval/heldout/{name}"
+        assert " | ".join(f"{run['before'][key]:.1%} → {run['after'][key]:.1%}" for run in measured) in readme
+    assert " | ".join(f"{minutes:.1f}" for minutes in results["minutes"]) in readme
+    assert f"commit {results['versions']['commit'][:7]}" in readme
+
+
 def test_files_and_folders_that_it_names_exist(readme: str, repository: pathlib.Path) -> None:
     named = re.findall(r"(?:launch|docs|tests|benchmarks|rlvr)/[\w./-]*\w", readme)
     assert named
