@@ -9,7 +9,9 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -48,6 +50,7 @@ class Peaks:
 def about() -> dict[str, Any]:
     """Where and with what a result was measured."""
     return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": versions(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
