@@ -74,26 +74,37 @@ class Sampler:
 
     def generate(self, requests: Sequence[Request], on_finish: Callable[[int, Sampled], None]) -> None:
         """Sample every request; `on_finish(index, sampled)` is called as each one ends, in any order."""
+        for index, request in enumerate(requests):
+            self.add(f"{self._request_count}-{index}", request)
+        self._request_count += 1
+        while self.is_busy():
+            for key, sampled in self.step():
+                on_finish(int(key.rpartition("-")[2]), sampled)
+
+    def add(self, key: str, request: Request) -> None:
+        """Queue one request under a name of the caller's; `step` samples it."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        engine = self._llm.llm_engine
-        for index, request in enumerate(requests):
-            params = SamplingParams(
-                temperature=request.temperature,
-                seed=request.seed,
-                max_tokens=request.max_tokens,
-                stop_token_ids=self.stop_token_ids,
-                logprobs=0,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            engine.add_request(f"{self._request_count}-{index}", {"prompt_token_ids": list(request.token_ids)}, params)
-        self._request_count += 1
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                if output.finished:
-                    on_finish(int(output.request_id.rpartition("-")[2]), self._sampled(output.outputs[0]))
+        params = SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            stop_token_ids=self.stop_token_ids,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._llm.llm_engine.add_request(key, {"prompt_token_ids": list(request.token_ids)}, params)
+
+    def is_busy(self) -> bool:
+        """Whether requests are unfinished."""
+        return bool(self._llm.llm_engine.has_unfinished_requests())
+
+    def step(self) -> list[tuple[str, Sampled]]:
+        """Sample one more token of the running requests; returns those that ended, by name."""
+        outputs = self._llm.llm_engine.step()
+        return [(output.request_id, self._sampled(output.outputs[0])) for output in outputs if output.finished]
 
     def _sampled(self, output: Any) -> Sampled:
         token_ids = tuple(output.token_ids)
