@@ -98,7 +98,8 @@ class Verification(Section):
     timeout_seconds: Annotated[float, Field(gt=0.0)] = 10.0
     memory_mib: Positive = 2048
     options: dict[str, dict[str, Any]] = {}
-    """Options by verifier name."""
+    """Options by verifier name. Those that a verifier has for training alone (`guard` of the IFEval family, on unless
+    set here) do not reach evaluation."""
     remap: dict[str, str] = {}
     """Judge training rows of one verifier by another, e.g. a control with a random reward; evaluation does not."""
 
@@ -163,6 +164,8 @@ class Evaluation(Section):
     samples_per_prompt: Positive = 4
     """Samples at the rollout's temperature, for pass@1 (their mean) and pass@k, beside one greedy completion."""
     enabled: bool = True
+    options: dict[str, dict[str, Any]] = {}
+    """Options by verifier name, in place of those that training has, e.g. `{ifeval = {mode = "loose"}}`."""
 
 
 class Proof(Section):
@@ -272,4 +275,7 @@ def _idle_evaluation(config: Config) -> list[str]:
     if _differs(config.evaluation, "samples_per_prompt"):
         count = config.evaluation.samples_per_prompt
         problems.append(f"evaluation.samples_per_prompt={count} does nothing {reason}: remove one")
+    if _differs(config.evaluation, "options"):
+        names = ", ".join(config.evaluation.options)
+        problems.append(f"evaluation.options (of {names}) does nothing {reason}: remove one")
     return problems

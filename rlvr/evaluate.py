@@ -11,6 +11,7 @@ from rlvr import distributed
 from rlvr.colocated import Sampler
 from rlvr.config import Config
 from rlvr.data import PromptSet
+from rlvr.judges import evaluation_names
 from rlvr.records import Prompt, Scored
 from rlvr.reward import Scorer
 from rlvr.rollout import roll_out, share_of_rank
@@ -40,7 +41,8 @@ def evaluate(
     The draw depends on the seed, the set and the prompt only, so evaluations before and after differ by the policy.
 
     Returns `eval/<set>/...`: `pass_at_1` (mean over samples at the rollout's temperature), `pass_at_<k>` (unbiased),
-    `pass_at_1_greedy`, their 95% half-widths `..._ci95`, and the same under `eval/<set>/<verifier>/`.
+    `pass_at_1_greedy`, their 95% half-widths `..._ci95`, `indeterminate` (share of the samples that no verdict could
+    be given on), `prompts` (a count), and the same under `eval/<set>/<verifier>/`.
     """
     prompts = share_of_rank(held_out.prompts)
     sampled = _score(config, sampler, tokenizer, pool, prompts, held_out.name, config.rollout.temperature)
@@ -66,7 +68,7 @@ def _score(
     name: str,
     temperature: float,
 ) -> list[Scored]:
-    scorer = Scorer(pool, config.reward, remap={})
+    scorer = evaluation_scorer(config, pool, prompts)
     roll_out(
         sampler,
         tokenizer,
@@ -78,6 +80,12 @@ def _score(
         on_completion=scorer.submit,
     )
     return scorer.collect()
+
+
+def evaluation_scorer(config: Config, pool: VerifierPool, prompts: Sequence[Prompt]) -> Scorer:
+    """Judges by the rows' own verifiers with the options of evaluation, whatever training does."""
+    asked = {task.verifier for prompt in prompts for task in prompt.tasks}
+    return Scorer(pool, config.reward, remap=evaluation_names(config, asked))
 
 
 def _is_correct(one: Scored) -> bool | None:
@@ -104,7 +112,7 @@ def _summary(prefix: str, graded: Sequence[Graded], k: int) -> dict[str, float]:
         mean, half_width = mean_and_half_width(values)
         metrics[f"{prefix}/{name}"] = mean
         metrics[f"{prefix}/{name}_ci95"] = half_width
-    metrics[f"{prefix}/indeterminate"] = float(sum(k - g.judged for g in graded))
+    metrics[f"{prefix}/indeterminate"] = sum(k - g.judged for g in graded) / (k * len(graded))
     return metrics
 
 

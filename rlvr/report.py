@@ -38,7 +38,8 @@ def evaluation_tables(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     sets = dict.fromkeys(name.split("/")[1] for name in before if name.startswith("eval/"))
     for name in sets:
         prefix = f"eval/{name}"
-        parts = [key.split("/")[2] for key in before if key.startswith(f"{prefix}/") and key.count("/") == 3]
+        own = [key.removeprefix(f"{prefix}/") for key in before if key.startswith(f"{prefix}/")]
+        parts = [key.rpartition("/")[0] for key in own if "/" in key]  # a verifier "rules/my.py:Attr" has one too
         title = f"held-out set `{name}`, {before[f'{prefix}/prompts']:.0f} prompts"
         rows = [(title, f"step {before['step']}", f"step {after['step']}")]
         for part in [None, *dict.fromkeys(parts)]:

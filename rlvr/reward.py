@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rlvr import distributed
 from rlvr.config import Config, Reward
 from rlvr.data import verifier_key
 from rlvr.errors import IndeterminateError
+from rlvr.judges import pool_specs
 from rlvr.records import Completion, Scored, Stop
 from verifiers.base import Outcome, Sample, Verdict
 from verifiers.pool import VerifierPool
-from verifiers.registry import VerifierSpec
 
 
 def start_pool(config: Config, names: Iterable[str]) -> VerifierPool:
     """Start this rank's verifier workers, for the verifiers that the rows name and those that replace them."""
-    wanted = sorted({*names, *map(verifier_key, config.verification.remap.values())})
-    options = {verifier_key(name): value for name, value in config.verification.options.items()}
-    specs = {
-        name: VerifierSpec(name=name, options=options.get(name, {}), plugins=tuple(config.plugins)) for name in wanted
-    }
     return VerifierPool(
-        specs,
+        pool_specs(config, names),
         workers=config.verification.workers,
         timeout_seconds=config.verification.timeout_seconds,
         memory_mib=config.verification.memory_mib,
@@ -32,9 +27,13 @@ def start_pool(config: Config, names: Iterable[str]) -> VerifierPool:
 
 
 class Scorer:
-    """Judges one batch of completions as they finish."""
+    """Judges one batch of completions as they finish.
 
-    def __init__(self, pool: VerifierPool, reward: Reward, remap: dict[str, str]) -> None:
+    Args:
+        remap: names of verifiers -> the names in the pool that judge in their place; others judge their own rows.
+    """
+
+    def __init__(self, pool: VerifierPool, reward: Reward, remap: Mapping[str, str]) -> None:
         self._pool = pool
         self._reward = reward
         self._remap = {verifier_key(key): verifier_key(value) for key, value in remap.items()}
@@ -86,6 +85,9 @@ def score(completion: Completion, verdicts: tuple[Verdict, ...], reward: Reward)
 def reward_metrics(scored: Sequence[Scored], max_indeterminate_share: float) -> dict[str, float]:
     """Rewards, verdicts and groups without signal over all ranks.
 
+    Returns `reward/mean` and `reward/<verifier>` (means over the samples that have a reward), and as shares in [0, 1]
+    `verifier/<verifier>/indeterminate` (of its verdicts), `verifier/<verifier>/correct` (of its verdicts that are not
+    indeterminate) and `rollout/groups_without_signal`. Counts are the ledger's.
     Raises IndeterminateError on every rank when the share of indeterminate verdicts is over the limit.
     """
     local = collections.Counter[str]({"reward/mean": 0, "count/reward/mean": 0})
@@ -99,6 +101,7 @@ def reward_metrics(scored: Sequence[Scored], max_indeterminate_share: float) -> 
         for task, verdict in zip(one.completion.prompt.tasks, one.verdicts, strict=True):
             failed = verdict.outcome is Outcome.INDETERMINATE
             local[f"verifier/{task.verifier}/indeterminate"] += failed
+            local[f"count/verifier/{task.verifier}/indeterminate"] += 1
             local["verdicts"] += 1
             local["indeterminate"] += failed
             if failed:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from rlvr import judges
 from rlvr.chat import TEMPLATES
 from rlvr.config import Config, Source
 from rlvr.data import LOCAL_SUFFIXES, Row, read_rows, verifier_key, verifier_names
 from rlvr.errors import ConfigError, DataError
 from rlvr.recipe import nearest_file
 from verifiers import registry
-from verifiers.base import Verifier
+from verifiers.base import Use, Verifier
 from verifiers.errors import GroundTruthError
 from verifiers.gold import GoldRow, check_gold
-from verifiers.registry import VerifierSpec
 
 CRITIC_STARTS = ("policy", "scratch")
 MOST_SHOWN = 10
@@ -41,14 +42,19 @@ def check(config: Config) -> list[str]:
     local = [source for source in sources if _is_file(source.path)]
     elsewhere = [source for source in sources if not _is_file(source.path)]
     rows = {id(source): read_rows(source) for source in local}
-    used = verifier_names(list(rows.values()))
+    train, held_out = (
+        verifier_names([rows[id(source)] for source in part if source in local])
+        for part in (config.data.train, config.data.eval)
+    )
     if not elsewhere:
-        _refuse_idle_remap(config, verifier_names([rows[id(source)] for source in config.data.train]))
-    replacing = {*map(verifier_key, config.verification.remap.values()), *_replacing(elsewhere)}
-    build_verifiers(config, sorted({*used, *replacing}), all_known=not elsewhere)
+        _refuse_idle_remap(config, train)
+        _refuse_idle_options(config, train, held_out)
+    remapped = map(verifier_key, config.verification.remap.values())
+    build_verifiers(config, {*train, *remapped, *_replacing(config.data.train, elsewhere)}, "training")
+    build_verifiers(config, {*held_out, *_replacing(config.data.eval, elsewhere)}, "evaluation")
     lines = [f"{source.path}: {len(rows[id(source)])} rows" for source in local]
     lines += [f"{source.path}: not a file, so its rows are read when the run starts" for source in elsewhere]
-    return [*lines, *_description(config, used, all_known=not elsewhere)]
+    return [*lines, *_description(config, sorted({*train, *held_out}), all_known=not elsewhere)]
 
 
 def _description(config: Config, used: Sequence[str], *, all_known: bool) -> list[str]:
@@ -57,6 +63,7 @@ def _description(config: Config, used: Sequence[str], *, all_known: bool) -> lis
     names = [*used] if all_known else [*used, "those that the rows not read here name"]
     return [
         f"verifiers: {', '.join(names)}",
+        *[f"  {line}" for name in used if (line := judges.describe_training(config, name))],
         f"a step: {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} samples = {samples} samples, "
         f"{algorithm.epochs * algorithm.minibatches} optimizer steps ({algorithm.epochs} epochs x "
         f"{algorithm.minibatches} minibatches)",
@@ -64,8 +71,9 @@ def _description(config: Config, used: Sequence[str], *, all_known: bool) -> lis
     ]
 
 
-def _replacing(sources: Sequence[Source]) -> set[str]:
-    return {verifier_key(name) for source in sources for name in source.remap.values()}
+def _replacing(sources: Sequence[Source], elsewhere: Sequence[Source]) -> set[str]:
+    """Verifiers that are known to be needed by rows that are not read here."""
+    return {verifier_key(name) for source in sources if source in elsewhere for name in source.remap.values()}
 
 
 def _refuse_idle_remap(config: Config, train_names: Sequence[str]) -> None:
@@ -77,37 +85,41 @@ def _refuse_idle_remap(config: Config, train_names: Sequence[str]) -> None:
         )
 
 
-def build_verifiers(config: Config, names: Sequence[str], *, all_known: bool = True) -> dict[str, Verifier]:
-    """Build each verifier once.
+def _refuse_idle_options(config: Config, train: Sequence[str], held_out: Sequence[str]) -> None:
+    """Options of a verifier that judges nothing are a mistake in its name."""
+    rewarding = {*train, *map(verifier_key, config.verification.remap.values())}
+    for option, named, used, rows in (
+        ("verification.options", config.verification.options, {*rewarding, *held_out}, "row"),
+        ("evaluation.options", config.evaluation.options, {*held_out}, "held-out row"),
+    ):
+        unused = sorted({*map(verifier_key, named)} - used)
+        if unused:
+            raise ConfigError(
+                f"{option} has options for {', '.join(unused)}, which no {rows} uses "
+                f"({rows}s use {', '.join(sorted(used))}). Remove them, or correct the name."
+            )
 
-    Args:
-        all_known: `names` are all that the run will use, so that options for another one are a mistake.
 
-    Raises VerifierError for an unknown name or a wrong option, ConfigError for options of a verifier that is not used.
-    """
-    options = {verifier_key(name): value for name, value in config.verification.options.items()}
-    unused = sorted(set(options) - set(names))
-    if unused and all_known:
-        raise ConfigError(
-            f"verification.options has options for {', '.join(unused)}, which no row uses "
-            f"(rows use {', '.join(names)}). Remove them, or correct the name."
-        )
-    plugins = tuple(config.plugins)
-    return {
-        name: registry.build(VerifierSpec(name=name, options=options.get(name, {}), plugins=plugins)) for name in names
-    }
+def build_verifiers(config: Config, names: Iterable[str], use: Use) -> dict[str, Verifier]:
+    """Build each verifier once, as it judges in this use. Raises VerifierError: unknown name, wrong option."""
+    return {name: registry.build(judges.spec(config, name, use)) for name in sorted(names)}
 
 
 def check_ground_truths(config: Config, row_sets: Sequence[Sequence[Row]]) -> None:
     """Have every verifier read every ground truth of its rows.
 
+    Args:
+        row_sets: the training rows, then each held-out set.
+
     Raises DataError listing the rows that cannot be read: their verdicts could only be indeterminate.
     """
-    names = verifier_names(row_sets)
-    remapped = sorted({*map(verifier_key, config.verification.remap.values())} - set(names))
-    verifiers = build_verifiers(config, [*names, *remapped])
+    _refuse_idle_options(config, verifier_names(row_sets[:1]), verifier_names(row_sets[1:]))
+    training = build_verifiers(config, verifier_names(row_sets[:1]), "training")
+    build_verifiers(config, map(verifier_key, config.verification.remap.values()), "training")
+    evaluation = build_verifiers(config, verifier_names(row_sets[1:]), "evaluation")
     problems = []
-    for rows in row_sets:
+    for number, rows in enumerate(row_sets):
+        verifiers = training if number == 0 else evaluation
         for row in rows:
             for task in row.tasks:
                 try:
@@ -126,35 +138,48 @@ def check_gold_answers(config: Config) -> tuple[list[str], bool]:
 
     Returns what was found, line by line, and whether there was nothing to object to. Rows of local files only.
     """
-    rows = [
-        row for source in config.data.train + config.data.eval if _is_file(source.path) for row in read_rows(source)
+    uses: list[tuple[Use, list[Source]]] = [("training", config.data.train), ("evaluation", config.data.eval)]
+    tasks = [
+        (use, row, task)
+        for use, sources in uses
+        for source in sources
+        if _is_file(source.path)
+        for row in read_rows(source)
+        for task in row.tasks
     ]
-    tasks = [(row, task) for row in rows for task in row.tasks]
-    names = sorted({task.verifier for _, task in tasks})
-    options = {verifier_key(name): value for name, value in config.verification.options.items()}
-    plugins = tuple(config.plugins)
-    specs = {name: VerifierSpec(name=name, options=options.get(name, {}), plugins=plugins) for name in names}
+    names = {(use, task.verifier) for use, _, task in tasks}
+    in_pool = {(use, name): judges.name_in_pool(config, name, use) for use, name in names}
     report = check_gold(
         [
             GoldRow(
                 row=index,
-                verifier=task.verifier,
+                verifier=in_pool[use, task.verifier],
                 ground_truth=task.ground_truth,
                 prompt=row.messages[-1]["content"],
                 columns=row.columns,
             )
-            for index, (row, task) in enumerate(tasks)
+            for index, (use, row, task) in enumerate(tasks)
         ],
-        specs,
+        {in_pool[use, name]: judges.spec(config, name, use) for use, name in names},
         workers=config.verification.workers,
         timeout_seconds=config.verification.timeout_seconds,
     )
-    lines = [f"{tasks[e.row][0].place}: {e.verifier}: {e.fault}: {e.detail}" for e in report.exceptions]
+    lines = [f"{tasks[e.row][1].place}: {e.verifier}: {e.fault}: {e.detail}" for e in report.exceptions]
     lines.append(
         f"gold: {report.correct} of {report.rows} own answers correct, {report.compared} shown another row's, "
-        f"{len(report.without_gold)} without a gold completion, {len(report.exceptions)} exceptions"
+        f"{len(report.exceptions)} exceptions"
     )
+    lines += _unchecked(in_pool[tasks[index][0], tasks[index][2].verifier] for index in report.without_gold)
     return lines, not report.exceptions
+
+
+def _unchecked(names: Iterable[str]) -> list[str]:
+    """One line for each verifier that has no gold answers: not checked is not the same as sound."""
+    return [
+        f"gold: NOT CHECKED: {count} {'row' if count == 1 else 'rows'} of {name}, which cannot write an answer that "
+        "must be correct; their ground truths can be read, and no more is known"
+        for name, count in sorted(collections.Counter(names).items())
+    ]
 
 
 def _is_file(path: str) -> bool:

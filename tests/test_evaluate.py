@@ -82,6 +82,6 @@ def test_a_summary_by_hand() -> None:
     assert metrics["eval/x/pass_at_1"] == pytest.approx((0.25 + 0.0) / 2)
     assert metrics["eval/x/pass_at_4"] == pytest.approx((1.0 + 0.0) / 2)
     assert metrics["eval/x/pass_at_1_greedy"] == pytest.approx(0.5)
-    assert metrics["eval/x/indeterminate"] == 0 + 2 + 4
+    assert metrics["eval/x/indeterminate"] == (0 + 2 + 4) / 12
     # 0.25 and 0: s = 0.176777; 1.96 x 0.176777 / sqrt(2) = 0.245
     assert metrics["eval/x/pass_at_1_ci95"] == pytest.approx(0.245, abs=1e-4)

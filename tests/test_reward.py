@@ -166,7 +166,7 @@ def test_metrics_of_a_step_by_verifier(config: Config) -> None:
         "reward/half": 5.0,
         "verifier/math/indeterminate": 0,
         "verifier/half/indeterminate": 0,
-        "verifier/breaks/indeterminate": 1,
+        "verifier/breaks/indeterminate": 1.0,  # all of its verdicts, one
         "verifier/math/correct": 0.75,
         "verifier/half/correct": 0.0,
         "rollout/groups_without_signal": pytest.approx(2 / 3),

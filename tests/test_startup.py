@@ -141,7 +141,8 @@ def test_a_remap_of_a_name_that_no_row_has_is_refused(folder: pathlib.Path) -> N
 
 def test_options_reach_the_verifier_and_wrong_ones_are_refused(folder: pathlib.Path) -> None:
     (folder / "rows.jsonl").write_text(row("Length", None).replace("null", "{}"))
-    options = startup.build_verifiers(load("verification.options.LENGTH={unit='words', maximum=3}"), ["length"])
+    made = load("verification.options.LENGTH={unit='words', maximum=3}")
+    options = startup.build_verifiers(made, ["length"], "training")
     assert options["length"].config.maximum == 3
     assert "no_such" in message(VerifierOptionError, "verification.options.length.no_such=3")
 
@@ -175,6 +176,41 @@ def test_ground_truths_that_no_verifier_can_read_are_listed_with_their_rows(fold
     first, *listed = str(caught.value).splitlines()
     assert first == "1 ground truth cannot be read; correct or remove:"
     assert [line.split(": ")[0] for line in listed] == ["  rows.jsonl:2"]
+
+
+def test_the_guard_that_training_has_and_evaluation_has_not_is_said(folder: pathlib.Path) -> None:
+    no_commas = row("ifeval", {"instruction_id": ["punctuation:no_comma"], "kwargs": [None]})
+    for name in ("rows.jsonl", "heldout.jsonl"):
+        (folder / name).write_text(no_commas)
+    lines = startup.check(load("data.eval=heldout.jsonl"))
+    assert lines[2:4] == ["verifiers: ifeval", "  ifeval: training with guard = true, evaluation without"]
+
+
+def test_options_of_a_verifier_that_no_held_out_row_uses_are_refused(folder: pathlib.Path) -> None:
+    (folder / "heldout.jsonl").write_text(row("math", "3"))
+    assert message(ConfigError, "data.eval=heldout.jsonl", "evaluation.options.gsm8k={}") == (
+        "evaluation.options has options for gsm8k, which no held-out row uses (held-out rows use math). "
+        "Remove them, or correct the name."
+    )
+    assert "no_such" in message(VerifierOptionError, "data.eval=heldout.jsonl", "evaluation.options.math.no_such=1")
+
+
+def test_gold_answers_are_judged_and_rows_without_one_are_said_to_be_unchecked(folder: pathlib.Path) -> None:
+    upper = row("tulu3_ifeval", {"func_name": "validate_uppercase"})
+    (folder / "rows.jsonl").write_text(row("math", "3") + row("math", "4") + upper + upper)
+    (folder / "heldout.jsonl").write_text(upper)
+    lines, is_clean = startup.check_gold_answers(load("data.eval=heldout.jsonl"))
+    unknown = "which cannot write an answer that must be correct; their ground truths can be read, and no more is known"
+    assert lines == [
+        "gold: 2 of 5 own answers correct, 2 shown another row's, 0 exceptions",
+        f"gold: NOT CHECKED: 2 rows of tulu3_ifeval, {unknown}",
+        f"gold: NOT CHECKED: 1 row of tulu3_ifeval in evaluation, {unknown}",
+    ]
+    assert is_clean
+    (folder / "rows.jsonl").write_text(row("math", "3") + row("math", "3.0"))
+    lines, is_clean = startup.check_gold_answers(load())
+    assert lines[0].startswith("rows.jsonl:1: math: another row's gold is correct: ")
+    assert not is_clean
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])

@@ -12,11 +12,14 @@ import enum
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pydantic
 
 from verifiers.errors import GroundTruthError, VerifierOptionError
+
+Use = Literal["training", "evaluation"]
+"""What a verdict is for: a reward, which a policy will try to get for nothing, or a score to compare with others'."""
 
 
 class Outcome(enum.StrEnum):
@@ -102,6 +105,9 @@ class Verifier:
     timeout_seconds: ClassVar[float | None] = None
     """Wall-clock limit of one verdict; None takes the pool's."""
 
+    training_options: ClassVar[Mapping[str, Any]] = {}
+    """Options for training alone, such as a guard against text that only pleases the checker. A recipe may set them."""
+
     def __init__(self, config: Config | None = None) -> None:
         self.config: Any = config if config is not None else type(self).Config()
 
@@ -129,6 +135,22 @@ class Verifier:
     def from_options(cls, options: Mapping[str, Any] | None = None) -> Verifier:
         """Build from plain options; raises VerifierOptionError as `parse_options` does."""
         return cls(cls.parse_options(options))
+
+    @classmethod
+    def options_for(cls, use: Use, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options for one use, given those that a recipe sets for all: `training_options` where it is silent, and
+        in evaluation none of them.
+
+        >>> class Guarded(Verifier):
+        ...     training_options = {"guard": True}
+        >>> Guarded.options_for("training", {"mode": "loose"}), Guarded.options_for("training", {"guard": False})
+        ({'guard': True, 'mode': 'loose'}, {'guard': False})
+        >>> Guarded.options_for("evaluation", {"mode": "loose", "guard": True})
+        {'mode': 'loose'}
+        """
+        if use == "training":
+            return {**cls.training_options, **options}
+        return {key: value for key, value in options.items() if key not in cls.training_options}
 
     def verify(self, sample: Sample) -> Verdict:
         """Judge one completion. May raise: the pool turns an exception into an indeterminate verdict."""

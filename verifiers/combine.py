@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import pydantic
 
-from verifiers.base import Outcome, Sample, Verdict, Verifier
+from verifiers.base import Outcome, Sample, Use, Verdict, Verifier
 from verifiers.errors import GroundTruthError
 from verifiers.pool_worker import judge
-from verifiers.registry import VerifierSpec, build, register
+from verifiers.registry import VerifierSpec, build, register, resolve
 
 
 class Part(pydantic.BaseModel):
@@ -48,6 +48,16 @@ class CombineVerifier(Verifier):
             (part, build(VerifierSpec(name=part.name, options=part.options, plugins=self.config.plugins)))
             for part in self.config.verifiers
         ]
+
+    @classmethod
+    def options_for(cls, use: Use, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Each part's own rule, applied to its options."""
+        read: Any = cls.parse_options(options)
+        parts = [
+            {**given, "options": resolve(part.name, read.plugins).options_for(use, part.options)}
+            for given, part in zip(options["verifiers"], read.verifiers, strict=True)
+        ]
+        return {**options, "verifiers": parts}
 
     def verify(self, sample: Sample) -> Verdict:
         verdicts = [judge(verifier, self._sample_for(part, sample)) for part, verifier in self._parts]

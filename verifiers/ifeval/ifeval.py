@@ -22,6 +22,7 @@ class InstructionVerifier(Verifier):
     """Judges the instructions of a row: what `ifeval` and `ifbench` share."""
 
     cannot_hang: ClassVar[bool] = True
+    training_options: ClassVar[Mapping[str, Any]] = {"guard": True}
     name: ClassVar[str]
     types: ClassVar[Mapping[str, InstructionType]]
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from verifiers.base import Sample, Verdict, Verifier
+from verifiers.base import Sample, Use, Verdict, Verifier
 from verifiers.errors import GroundTruthError
 from verifiers.ifeval import tulu3_checks as checks
 from verifiers.ifeval import tulu3_compat as compat
@@ -165,6 +165,7 @@ class Tulu3IFEvalVerifier(Verifier):
     """
 
     cannot_hang: ClassVar[bool] = True
+    training_options: ClassVar[Mapping[str, Any]] = {"guard": True}
 
     class Config(Verifier.Config):
         """Options of `tulu3_ifeval`."""
@@ -177,6 +178,13 @@ class Tulu3IFEvalVerifier(Verifier):
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
         self._bounds = GuardBounds.from_option(self.config.guard)
+
+    @classmethod
+    def options_for(cls, use: Use, options: Mapping[str, Any]) -> dict[str, Any]:
+        """`compat` asks for the published verdicts, so it brings no guard of its own accord."""
+        if use == "training" and options.get("compat"):
+            return dict(options)
+        return super().options_for(use, options)
 
     def verify(self, sample: Sample) -> Verdict:
         constraint = read_constraint(sample.ground_truth)
