@@ -31,10 +31,9 @@ def test_the_documented_plugin_has_12_lines_and_passes_its_documented_table(docu
 
 
 def test_every_command_of_the_document_is_one_that_exists(repository: pathlib.Path) -> None:
-    import argparse
+    from rlvr.cli import build_parser
 
-    parser = argparse.ArgumentParser()
-    commands.add_commands(parser.add_subparsers(required=True))
+    parser = build_parser()
     text = (repository / "docs" / "verifiers.md").read_text()
     lines = re.findall(r"python -m rlvr ([^`\n]+)", text)
     assert len(lines) >= 4
