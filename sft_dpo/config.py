@@ -1,4 +1,7 @@
-"""Recipes of the stages before RLVR. Tülu 3's values as defaults (arXiv 2411.15124v5, Table 11, 8B column)."""
+"""Recipes of the stages before RLVR, with Tülu 3's values as defaults (arXiv 2411.15124v5, 8B columns).
+
+All stages that train have the sections of `Stage`; a stage adds what its loss needs. No torch here.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +10,185 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from rlvr.config import Learner, Model, Optimizer, Positive, Section, Sources, precision_problems, refuse
+from rlvr.config import Learner, Model, NonNegative, Optimizer, Positive, Section, Sources, precision_problems, refuse
+
+
+class StageTraining(Section):
+    epochs: Positive
+    examples_per_step: Positive
+    """Batch of one optimizer step, over all ranks: conversations, pairs or completions."""
+    evaluate_every: Positive | None = None
+    """Evaluate on `data.eval` every so many steps, beside before the first and after the last."""
+    checkpoint_every: Positive | None = None
+    keep_checkpoints: Positive = 2
+
+
+class StageLog(Section):
+    tensorboard: bool = False
+
+
+class StageData(Section):
+    train: Sources
+    eval: Sources = Field(default_factory=list)
+    """Held-out examples; the loss on them is logged under the file's name."""
+    max_tokens: Positive
+    """Longer examples are dropped, counted and reported, never cut."""
+
+
+class Stage(Section):
+    """What every stage that trains has."""
+
+    run_dir: str
+    """Holds the run; the model is in its folder `model`."""
+    seed: int = 123
+    model: Model
+    data: StageData
+    optimizer: Optimizer
+    learner: Learner = Learner()
+    training: StageTraining
+    log: StageLog = StageLog()
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Stage:
+        refuse(self.problems())
+        return self
+
+    def problems(self) -> list[str]:
+        """Options that exclude each other, or that would do nothing in this run."""
+        problems = precision_problems(self.model, self.learner)
+        if self.training.evaluate_every is not None and not self.data.eval:
+            problems.append(
+                f"training.evaluate_every={self.training.evaluate_every} does nothing without data.eval: remove one"
+            )
+        return problems
 
 
 class SftOptimizer(Optimizer):
-    learning_rate: Annotated[float, Field(ge=0.0)] = 5e-6
+    learning_rate: NonNegative = 5e-6
     warmup_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.03
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    weight_decay: NonNegative = 0.0
 
 
-class SftData(Section):
-    train: Sources
+class SftData(StageData):
     """Rows with a column `messages`; other columns are not read."""
+
     max_tokens: Positive = 4096
-    """Longer conversations are dropped, counted and reported, never cut."""
+    turns: Literal["all", "last"] = "all"
+    """Which of the assistant's turns are imitated."""
 
 
-class SftTraining(Section):
+class SftTraining(StageTraining):
     epochs: Positive = 2
-    conversations_per_step: Positive = 128
-    """Batch of one optimizer step, over all ranks."""
+    examples_per_step: Positive = 128
 
 
-class Sft(Section):
-    """Supervised fine-tuning."""
+class Sft(Stage):
+    """Supervised fine-tuning (Table 11)."""
 
     stage: Literal["sft"] = "sft"
-    output: str
-    """Folder for the model; must not exist yet."""
-    seed: int = 123
-    model: Model
     data: SftData
     optimizer: SftOptimizer = SftOptimizer()
-    learner: Learner = Learner()
     training: SftTraining = SftTraining()
 
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> Sft:
-        refuse(precision_problems(self.model, self.learner))
-        return self
+
+class PairData(StageData):
+    """Rows with columns `chosen` and `rejected`: two conversations that differ in the last assistant turn."""
+
+    max_tokens: Positive = 2048
+
+
+class RewardOptimizer(Optimizer):
+    learning_rate: NonNegative = 3e-6
+
+
+class RewardTraining(StageTraining):
+    epochs: Positive = 1
+    examples_per_step: Positive = 256
+
+
+class Reward(Stage):
+    """A reward model by Bradley-Terry (Table 36): a sequence classifier with one label, scored at the end token."""
+
+    stage: Literal["reward"] = "reward"
+    data: PairData
+    optimizer: RewardOptimizer = RewardOptimizer()
+    training: RewardTraining = RewardTraining()
+
+
+class ValueData(StageData):
+    """Samples that `preferences` wrote (`samples.jsonl`): completions of the start policy with their rewards."""
+
+    max_tokens: Positive = 4096
+
+
+class ValueOptimizer(Optimizer):
+    learning_rate: NonNegative = 3e-6
+
+
+class Value(Stage):
+    """The critic, taught the returns of the start policy's own verified completions before PPO begins."""
+
+    stage: Literal["value"] = "value"
+    init: str = "policy"
+    """As `critic.init` of an RLVR recipe: `policy`, `scratch`, or a reward model's folder."""
+    gamma: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    """Discount, as `algorithm.gamma` of the RLVR run that follows."""
+    data: ValueData
+    optimizer: ValueOptimizer = ValueOptimizer()
+    training: RewardTraining = RewardTraining()
+
+
+class Preference(Section):
+    """The loss on pairs."""
+
+    loss: Literal["dpo_norm", "dpo", "simpo"] = "dpo_norm"
+    """`dpo_norm` divides each log-ratio by the answer's length in tokens; `simpo` needs no reference."""
+    beta: Annotated[float, Field(gt=0.0)] = 5.0
+    """5 is Tülu 3's for `dpo_norm`; 0.1 is usual for `dpo`, 2 to 10 for `simpo`."""
+    margin: NonNegative = 0.0
+    """Gamma of SimPO: how far the chosen answer's reward (beta times its mean log-probability) must lead."""
+    forwards: Literal["concatenated", "separate"] = "concatenated"
+    """`concatenated` keeps both answers of a pair in one row. `separate` packs them apart, so that one answer's
+    activations are held at a time, and reads every pair once more before the backward pass. The losses are equal."""
+    reference: str | None = None
+    """Folder or Hub id of the reference model; None is the starting policy, which is read before its first update."""
+    reference_cache: str = "runs/reference_logprobs"
+    """Folder of the references' log-probabilities, shared by runs."""
+
+
+class DpoOptimizer(Optimizer):
+    learning_rate: NonNegative = 5e-7
+    warmup_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    weight_decay: NonNegative = 0.0
+
+
+class DpoTraining(StageTraining):
+    epochs: Positive = 1
+    examples_per_step: Positive = 128
+
+
+class Dpo(Stage):
+    """Preference tuning by DPO, length-normalised DPO or SimPO (Table 20)."""
+
+    stage: Literal["dpo"] = "dpo"
+    data: PairData
+    preference: Preference = Preference()
+    optimizer: DpoOptimizer = DpoOptimizer()
+    training: DpoTraining = DpoTraining()
+
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        preference = self.preference
+        if preference.loss != "simpo" and preference.margin > 0.0:
+            problems.append(
+                f"preference.margin={preference.margin:g} does nothing with preference.loss={preference.loss!r}: "
+                "remove it, or set preference.loss='simpo'"
+            )
+        if preference.loss == "simpo" and preference.reference is not None:
+            problems.append(
+                f"preference.reference={preference.reference!r} does nothing with preference.loss='simpo', which has "
+                "no reference: remove it"
+            )
+        if preference.loss == "simpo" and preference.reference_cache != Preference().reference_cache:
+            problems.append("preference.reference_cache does nothing with preference.loss='simpo': remove it")
+        return problems

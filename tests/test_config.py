@@ -54,7 +54,7 @@ def test_defaults_are_those_of_tulu_3_table_21() -> None:
 
 def test_the_defaults_of_sft_are_those_of_tulu_3_table_11() -> None:
     made = Sft.model_validate_json(
-        '{"output": "o", "model": {"path": "m", "dtype": "float32"}, "data": {"train": "t.jsonl"}}'
+        '{"run_dir": "o", "model": {"path": "m", "dtype": "float32"}, "data": {"train": "t.jsonl"}}'
     )
     assert (made.optimizer.learning_rate, made.optimizer.schedule, made.optimizer.warmup_ratio) == (
         5e-6,
@@ -62,7 +62,7 @@ def test_the_defaults_of_sft_are_those_of_tulu_3_table_11() -> None:
         0.03,
     )
     assert (made.optimizer.weight_decay, made.data.max_tokens) == (0.0, 4096)
-    assert (made.training.epochs, made.training.conversations_per_step) == (2, 128)
+    assert (made.training.epochs, made.training.examples_per_step) == (2, 128)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_bfloat16_without_zero_is_refused_for_every_stage_of_training() -> None:
     assert config(model={"dtype": "bfloat16"}, learner={"zero_stage": 1}).learner.zero_stage == 1
     with pytest.raises(pydantic.ValidationError, match="contradictions"):
         Sft.model_validate_json(
-            '{"output": "o", "model": {"path": "m"}, "data": {"train": "t.jsonl"}, "learner": {"zero_stage": 0}}'
+            '{"run_dir": "o", "model": {"path": "m"}, "data": {"train": "t.jsonl"}, "learner": {"zero_stage": 0}}'
         )
 
 

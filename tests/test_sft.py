@@ -20,17 +20,23 @@ from rlvr.chat import encode_conversations
 from rlvr.config import Optimizer
 from rlvr.engine import Engine
 from rlvr.errors import DataError, NonFiniteError, RunDirectoryError
+from rlvr.log import read_metrics
 from rlvr.model import load_policy
 from rlvr.recipe import load_as
 from sft_dpo.config import Sft
 from sft_dpo.quickstart_task import train_tokenizer
-from sft_dpo.sft import Conversations, load_conversations, run, train_step
+from sft_dpo.sft import Imitation, load_imitation, work
+from sft_dpo.training import evaluate, run, train_step
 
 TURNS = [
     [("user", "What is 2 + 3?"), ("assistant", "2 + 3 = 5")],
     [("user", "Hi"), ("assistant", "Hello"), ("user", "Say red red red"), ("assistant", "red red red")],
     [("system", "Be brief"), ("user", "Name an animal"), ("assistant", "a very long answer about a bear and a fox")],
     [("user", "Shout"), ("assistant", "OK")],
+    [("user", "Count"), ("assistant", "1 2 3 4 5 6 7 8 9")],
+    [("user", "Hi"), ("assistant", "Hello there")],
+    [("user", "What is 9 - 4?"), ("assistant", "5")],
+    [("user", "Name two"), ("assistant", "a fox"), ("user", "And?"), ("assistant", "a bear with a very long name")],
 ]
 ROWS = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in TURNS]
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,7 +64,7 @@ def folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> pathlib.
 
 def recipe(folder: pathlib.Path, **more: Any) -> Sft:
     table: dict[str, Any] = {
-        "output": str(folder / "out"),
+        "run_dir": str(folder / "run"),
         "model": {"path": str(folder / "model"), "dtype": "float32"},
         "data": {"train": [str(folder / "rows.jsonl")]},
         "optimizer": OPTIMIZER,
@@ -66,12 +72,16 @@ def recipe(folder: pathlib.Path, **more: Any) -> Sft:
     return Sft.model_validate(table | more)
 
 
+def conversations(config: Sft, tokenizer: Any) -> Imitation:
+    return load_imitation(config, config.data.train, tokenizer)
+
+
 def engine_of(folder: pathlib.Path, stage: int = 0) -> Engine:
     model = load_policy(str(folder / "model"), dtype="float32", gradient_checkpointing=False, logits_chunk_tokens=1024)
     return Engine("policy", model, Optimizer(**OPTIMIZER), zero_stage=stage, dtype="float32", total_updates=10)
 
 
-def slow_losses(folder: pathlib.Path, data: Conversations) -> tuple[list[torch.Tensor], Any]:
+def slow_losses(folder: pathlib.Path, data: Imitation) -> tuple[list[torch.Tensor], Any]:
     """Cross-entropy of each conversation's target tokens, by `transformers` and a loop."""
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     losses = []
@@ -97,90 +107,105 @@ def test_only_what_the_assistant_says_is_imitated_in_every_turn_with_its_end_tok
     )
 
 
+def test_only_the_last_turn_is_imitated_where_the_recipe_says_so(folder: pathlib.Path, tokenizer: Any) -> None:
+    config = recipe(folder, data={"train": [str(folder / "rows.jsonl")], "turns": "last"})
+    data = conversations(config, tokenizer)
+    end = tokenizer.eos_token
+    assert said(tokenizer, data.sequences[1], data.targets[1]) == f"red red red{end}"
+    assert said(tokenizer, data.sequences[7], data.targets[7]) == f"a bear with a very long name{end}"
+    assert data.sequences == conversations(recipe(folder), tokenizer).sequences  # the earlier turn is still read
+
+
 def test_the_loss_and_the_update_equal_a_slow_mean_over_all_target_tokens(folder: pathlib.Path, tokenizer: Any) -> None:
-    config = recipe(folder)
-    data = load_conversations(config, tokenizer)
+    data = conversations(recipe(folder), tokenizer)
     losses, plain = slow_losses(folder, data)
     loss = torch.cat(losses).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
     torch.optim.AdamW(plain.parameters(), lr=1e-2, eps=1e-3, weight_decay=0.01).step()
     engine = engine_of(folder)
-    ours, tokens = train_step(engine, data, range(len(ROWS)), config)
-    assert ours == pytest.approx(loss.item(), abs=1e-5)
-    assert tokens == sum(len(s) - 1 for s in data.sequences)  # each but its last token is read
+    assert evaluate(engine, data, 3)["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    ours = train_step(engine, data, range(len(ROWS)))
+    assert ours["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert ours["tokens"] == sum(len(s) - 1 for s in data.sequences)  # each but its last token is read
     assert largest_difference(weights(engine), dict(plain.named_parameters())) < 1e-5
 
 
-def test_the_update_is_the_same_in_one_micro_batch_or_four_which_a_mean_of_means_is_not(
+def test_eight_micro_batches_of_one_update_as_one_of_eight_which_a_mean_of_means_does_not(
     folder: pathlib.Path, tokenizer: Any
 ) -> None:
     results = []
-    for most, stage in ((10_000, 0), (1, 0), (1, 2), (60, 0)):
-        config = recipe(folder, learner={"max_tokens_per_micro_batch": most})
-        data = load_conversations(config, tokenizer)
+    for most, stage, rows in ((10_000, 0, 1), (1, 0, 8), (1, 2, 8), (120, 0, 2)):
+        data = conversations(recipe(folder, learner={"max_tokens_per_micro_batch": most}), tokenizer)
+        assert len(data.pack(range(8))) == rows
         engine = engine_of(folder, stage)
-        results.append((train_step(engine, data, range(len(ROWS)), config)[0], weights(engine)))
+        results.append((train_step(engine, data, range(8))["loss"], weights(engine)))
     for loss, reached in results[1:]:
         assert loss == pytest.approx(results[0][0], abs=1e-5)
         assert largest_difference(reached, results[0][1]) < 1e-5
-    losses, _ = slow_losses(folder, data)
-    lengths = [len(loss) for loss in losses]
-    assert max(lengths) > 3 * min(lengths)
-    mean_of_means = torch.stack([loss.mean() for loss in losses]).mean().item()
-    assert abs(mean_of_means - results[0][0]) > 1e-2  # what dividing in each micro-batch would have given
+    losses, plain = slow_losses(folder, data)
+    mean_of_means = torch.stack([loss.mean() for loss in losses]).mean()  # what a mean per micro-batch would have given
+    assert abs(mean_of_means.item() - results[0][0]) > 1e-2
+    mean_of_means.backward()
+    torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+    torch.optim.AdamW(plain.parameters(), lr=1e-2, eps=1e-3, weight_decay=0.01).step()
+    assert largest_difference(dict(plain.named_parameters()), results[0][1]) > 1e-3  # a tenth of the learning rate
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(folder: pathlib.Path, tokenizer: Any) -> None:
-    config = recipe(folder)
-    data = load_conversations(config, tokenizer)
+    data = conversations(recipe(folder), tokenizer)
     for bad in (math.nan, math.inf):
         engine = engine_of(folder)
         engine.engine.module.transformer.lm_head.weight.data[0, 0] = bad
         before = weights(engine)
         with pytest.raises(NonFiniteError, match="before update 1"):
-            train_step(engine, data, range(len(ROWS)), config)
+            train_step(engine, data, range(len(ROWS)))
         after = weights(engine)
         assert all(torch.equal(before[n].nan_to_num(7.0), after[n].nan_to_num(7.0)) for n in before)
 
 
 def test_long_conversations_are_dropped_whole_and_counted(folder: pathlib.Path, tokenizer: Any) -> None:
-    everything = load_conversations(recipe(folder), tokenizer)
+    everything = conversations(recipe(folder), tokenizer)
     longest = max(map(len, everything.sequences))
     data_options = {"train": [str(folder / "rows.jsonl")], "max_tokens": longest - 1}
-    data = load_conversations(recipe(folder, data=data_options), tokenizer)
+    data = conversations(recipe(folder, data=data_options), tokenizer)
     assert data.over_length == sum(len(s) == longest for s in everything.sequences)
     assert list(data.sequences) == [s for s in everything.sequences if len(s) < longest]
     with pytest.raises(DataError, match="max_tokens=1"):
-        load_conversations(recipe(folder, data=data_options | {"max_tokens": 1}), tokenizer)
+        conversations(recipe(folder, data=data_options | {"max_tokens": 1}), tokenizer)
 
 
-def test_a_run_learns_the_demonstrations_saves_them_and_is_not_overwritten(
+def test_the_command_learns_the_demonstrations_saves_them_and_overwrites_nothing(
     folder: pathlib.Path, tokenizer: Any
 ) -> None:
     saved = folder / "saved"
     recipe_file = folder / "recipe.toml"
     recipe_file.write_text(
         f"""
-        output = "{saved / "model"}"
+        stage = "sft"
+        run_dir = "{saved}"
         model = {{ path = "{folder / "model"}", dtype = "float32" }}
-        data.train = "{folder / "rows.jsonl"}"
+        data = {{ train = "{folder / "rows.jsonl"}", eval = {{ path = "{folder / "rows.jsonl"}", count = 2 }} }}
         optimizer = {{ learning_rate = 1e-2, schedule = "constant", epsilon = 1e-3 }}
-        training = {{ epochs = 12, conversations_per_step = 3 }}
+        training = {{ epochs = 12, examples_per_step = 3, evaluate_every = 30 }}
         """
     )
     config = load_as(Sft, recipe_file)
-    # a process of its own: `run` leaves the process group, and DeepSpeed cannot join a second one
     command = [sys.executable, "-m", "sft_dpo", "sft", str(recipe_file)]
     environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, timeout=180, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"sft: {len(ROWS)} conversations, 0 dropped" in done.stdout
-    data = load_conversations(config, tokenizer)
+    data = conversations(config, tokenizer)
     before = torch.cat(slow_losses(folder, data)[0]).mean().item()
     after = torch.cat(slow_losses(saved, data)[0]).mean().item()
     assert before > 5.0  # about ln of the vocabulary
     assert after < 0.8 * before
+    log = read_metrics(saved / "metrics.jsonl")
+    evaluated = {line["step"]: line["eval/rows/loss"] for line in log if "eval/rows/loss" in line}
+    assert list(evaluated) == [0, 30, 36]  # 3 steps of an epoch x 12; before, at 30, at the end
+    held_out = [torch.cat(slow_losses(where, data)[0][:2]).mean().item() for where in (folder, saved)]
+    assert [evaluated[0], evaluated[36]] == pytest.approx(held_out, abs=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(saved / "model").chat_template == tokenizer.chat_template
-    with pytest.raises(RunDirectoryError, match="exists already"):
-        run(config)
+    with pytest.raises(RunDirectoryError, match="already holds a run"):
+        run(config, work, recipe_text="", resume=False, leave=False)
