@@ -159,7 +159,9 @@ def _repack_tied_head(model: torch.nn.Module) -> None:
     """
     if torch.cuda.is_available() or not getattr(model.config, "tie_word_embeddings", False):
         return
-    head: Any = model.get_submodule("lm_head")
+    head: Any = getattr(model, "lm_head", None)
+    if head is None:  # Gemma 2 and 3: the embedding itself is the head
+        return
     head.quant_method.process_weights_after_loading(head)
 
 

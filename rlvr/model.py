@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from rlvr.attention import attention_name, boundaries
 from rlvr.errors import ConfigError
-from rlvr.packing import ATTENTION_NAME
 from rlvr.records import PackedRow
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -91,18 +91,9 @@ def _hidden(transformer: PreTrainedModel, row: PackedRow) -> torch.Tensor:
         input_ids=row.input_ids,
         position_ids=row.position_ids,
         use_cache=False,
-        **_sequence_boundaries(transformer, row),
+        **boundaries(transformer.config._attn_implementation, row),
     )
     return output.last_hidden_state[0, row.read_at]
-
-
-def _sequence_boundaries(transformer: PreTrainedModel, row: PackedRow) -> dict[str, Any]:
-    """The keyword arguments by which the model's attention learns where sequences end."""
-    if transformer.config._attn_implementation == ATTENTION_NAME:
-        return {"sequence_lengths": row.lengths}
-    ends = torch.tensor([0, *row.lengths], device=row.input_ids.device).cumsum(0, dtype=torch.int32)
-    longest = max(row.lengths)
-    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def _read_logits(
@@ -172,16 +163,6 @@ def load_critic(
     if gradient_checkpointing:
         transformer.gradient_checkpointing_enable({"use_reentrant": False})
     return ValueModel(transformer)
-
-
-def attention_name(dtype: str) -> str:
-    """flash-attn's variable-length kernels where they are installed and fit, else packed attention of our own."""
-    if torch.cuda.is_available() and dtype == "bfloat16":  # flash-attn has no float32 kernels
-        with contextlib.suppress(ImportError):
-            import flash_attn  # noqa: F401
-
-            return "flash_attention_2"
-    return ATTENTION_NAME
 
 
 def _load(auto_class: Any, path: str, dtype: str, **extra: Any) -> PreTrainedModel:

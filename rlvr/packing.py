@@ -1,23 +1,16 @@
-"""Packing without padding, and attention that never crosses sequences.
+"""Packing without padding: sequences laid end to end in rows of at most `max_tokens`, shortest first.
 
-Sequences are laid end to end in rows of at most `max_tokens`, shortest first. Sequences of equal length are then
-neighbours, so one scaled-dot-product call serves all of them as a batch: exact, no mask, and no wasted token. On
-GPUs flash-attn's variable-length kernel does the same from the cumulative lengths.
+Attention never crosses sequences (`rlvr.attention`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch.nn import functional
-from transformers import AttentionInterface
 
 from rlvr.records import PackedRow
-
-ATTENTION_NAME = "packed_sdpa"
 
 
 def pack(
@@ -106,74 +99,3 @@ def _row(
         targets=torch.tensor(target_ids, device=device),
         token_index=torch.tensor(token_index, device=device),
     )
-
-
-def runs(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(count, length) of each run of equal lengths.
-
-    >>> list(runs([3, 3, 5]))
-    [(2, 3), (1, 5)]
-    """
-    for length, same in itertools.groupby(lengths):
-        yield len(list(same)), length
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sequence_lengths: Sequence[int] | None = None,
-    sliding_window: int | None = None,
-    **unused: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each sequence of a packed row; the `transformers` attention interface.
-
-    Args:
-        query: [1, H, T, D]; key, value: [1, H_kv, T, D].
-        sequence_lengths: lengths that sum to T, as `PackedRow.lengths`.
-    Returns:
-        [1, T, H, D] and None (no attention weights).
-    """
-    if sequence_lengths is None:
-        raise ValueError(f"{ATTENTION_NAME} attention needs sequence_lengths=...; call the model through rlvr.model")
-    if unused.get("softcap") is not None:
-        raise NotImplementedError("attention-logit soft-capping (Gemma 2) is not supported by packed attention")
-    heads, _, head_size = query.shape[1:]
-    out = torch.empty_like(query[0].transpose(0, 1)) if not query.requires_grad else None
-    pieces = []
-    start = 0
-    for count, length in runs(sequence_lengths):
-        stop = start + count * length
-        q, k, v = (_batch(x, start, stop, count, length) for x in (query, key, value))
-        mask = _window(length, sliding_window, query.device)
-        attended = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout,
-            enable_gqa=key.shape[1] != heads,
-        )  # fmt: skip
-        piece = attended.transpose(1, 2).reshape(count * length, heads, head_size)
-        if out is None:
-            pieces.append(piece)
-        else:
-            out[start:stop] = piece
-        start = stop
-    return (torch.cat(pieces) if out is None else out)[None], None
-
-
-def _batch(x: torch.Tensor, start: int, stop: int, count: int, length: int) -> torch.Tensor:
-    """[1, H, T, D] -> [count, H, length, D] for tokens start..stop, without a copy."""
-    return x[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1)
-
-
-def _window(length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Boolean mask of a sliding window that is narrower than the sequence, else None (plain causal)."""
-    if sliding_window is None or length <= sliding_window:
-        return None
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-    return (distance >= 0) & (distance < sliding_window)
-
-
-AttentionInterface.register(ATTENTION_NAME, packed_attention)

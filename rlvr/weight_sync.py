@@ -87,12 +87,12 @@ class WeightSync:
 
     def _canary_difference(self) -> float:
         sampled = torch.tensor([v for one in self._sampler.sequence_logprobs(self._canaries) for v in one])
-        rows = pack([c[:1] for c in self._canaries], [c[1:] for c in self._canaries], max_tokens=2**62)
+        prompts, completions = [c[:1] for c in self._canaries], [c[1:] for c in self._canaries]
+        rows = pack(prompts, completions, max_tokens=2**62, device=distributed.device())
         learned = torch.zeros_like(sampled)
         with self._learner.policy.inference():
             for row in rows:
-                on_device = _to_device(row)
-                learned[row.token_index] = self._learner.policy(on_device, 1.0)[0].float().cpu()
+                learned[row.token_index.cpu()] = self._learner.policy(row, 1.0)[0].float().cpu()
         return (sampled - learned).abs().mean().item()
 
     def _agree(self, problem: str | None) -> None:
@@ -103,14 +103,6 @@ class WeightSync:
                 + "; ".join(problems)
                 + ". Sampling on would be off-policy without notice, so the run stops."
             )
-
-
-def _to_device(row: Any) -> Any:
-    device = distributed.device()
-    tensors = {
-        f.name: v.to(device) for f in dataclasses.fields(row) if isinstance(v := getattr(row, f.name), torch.Tensor)
-    }
-    return dataclasses.replace(row, **tensors)
 
 
 def make_canaries(vocabulary_size: int, *, count: int, length: int, seed: int) -> list[list[int]]:

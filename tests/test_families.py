@@ -1,4 +1,4 @@
-"""Other architectures than Llama through one whole step: the log-prob contract, an update, and a proved sync."""
+"""Every family beside a real vLLM engine: the log-prob contract, a PPO step, and a sync that is proved."""
 
 from __future__ import annotations
 
@@ -10,66 +10,41 @@ import sys
 from typing import Any
 
 import pytest
-
-from sft_dpo import quickstart_task
+from tiny import FAMILIES
 
 pytestmark = pytest.mark.slow
 
-SHAPE: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
 
-
-@pytest.mark.parametrize(
-    ("family", "tied"),
-    [("Qwen2", False), ("Qwen3", True), ("Olmo2", False)],
-)
-def test_a_model_of_this_family_trains_a_step_and_reaches_the_sampler(
-    family: str, tied: bool, repository: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    import transformers
-
-    quickstart_task.write(tmp_path, seed=1, demonstrations=200, train=8, held_out=4, flawed_share=0.5)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=len(tokenizer),
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        **SHAPE,
-    )
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
-    model.save_pretrained(tmp_path / family)
-    tokenizer.save_pretrained(tmp_path / family)
-    overrides = [
-        f"model.path={tmp_path / family}",
-        f"data.train={tmp_path / 'train.jsonl'}",
-        f"data.eval={tmp_path / 'heldout.jsonl'}",
-        f"run_dir={tmp_path / 'run'}",
-        "training.steps=1",
-        "rollout.prompts_per_step=4",
-        "rollout.samples_per_prompt=2",
-        "optimizer.learning_rate=1e-2",
-    ]
+@pytest.fixture(scope="module")
+def results(repository: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("families")
+    paths = os.pathsep.join([str(repository), str(repository / "tests")])
     done = subprocess.run(
-        [sys.executable, "-m", "rlvr", "train", "launch/recipes/quickstart.toml", *overrides],
-        cwd=repository,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, str(repository / "tests" / "families_worker.py"), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["policy/sampler_difference"] < 1e-5
-    assert last["sync/canary_difference"] < 1e-5
-    assert last["optim/grad_norm"] > 0
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_this_family_trains_a_step_and_reaches_the_sampler(family: str, results: dict[str, Any]) -> None:
+    found = results[family]
+    before, stale, after = found["contract"]  # largest difference of log-probabilities of a token just sampled, nats
+    assert before < 1e-4
+    assert stale > 0.05  # the step moved the learner far, and the sampler's old weights are told apart
+    assert after < 1e-4
+    assert max(found["canaries"]) < 1e-5
+    assert found["gradient_norm"] > 0.05
+    assert found["weights that did not move"] == []
+
+
+def test_few_families_go_through_the_transformers_back_end_of_vllm(results: dict[str, Any]) -> None:
+    """vLLM 0.32 has no class of its own for these: the sampler is slower there, and the proof of sync is the same."""
+    through = {family for family, found in results.items() if found["vllm"].startswith("Transformers")}
+    assert through == {"Olmo2", "Olmo3", "Phi"}

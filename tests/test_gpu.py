@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: the quickstart there in bfloat16, the sampler asleep while the learner works."""
+"""What only a CUDA device can show: the quickstart in bfloat16, the sampler asleep, attention by kernels of GPUs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import pathlib
 import subprocess
 
 import pytest
+import torch
+from tiny import FAMILIES, make_model, sequences
+
+from rlvr import attention
+from rlvr.model import load_policy
+from rlvr.packing import pack
 
 
 @pytest.mark.gpu
@@ -34,3 +40,26 @@ def test_the_quickstart_runs_on_a_gpu_in_bfloat16(repository: pathlib.Path, tmp_
     assert last["step"] == 3
     assert last["policy/sampler_difference"] < 0.05
     assert last["sync/canary_difference"] < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("back_end", ["flash_attention_2", "packed_varlen", "packed_sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_log_probabilities_on_a_gpu_equal_one_by_one(
+    family: str, back_end: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if back_end == "flash_attention_2" and not attention._has_flash_attn():
+        pytest.skip("flash-attn is not installed")
+    monkeypatch.setattr("rlvr.model.attention_name", lambda dtype: back_end)
+    path = make_model(tmp_path, family, head_dim=32) if "head_dim" in FAMILIES[family] else make_model(tmp_path, family)
+    policy = load_policy(path, dtype="bfloat16", gradient_checkpointing=False, logits_chunk_tokens=1024).cuda()
+    pairs = sequences(5, 7, longest=24)
+
+    def logprobs(most: int) -> torch.Tensor:
+        rows = pack([p for p, _ in pairs], [c for _, c in pairs], max_tokens=most, device="cuda")
+        with torch.no_grad():
+            flat = torch.cat([policy(row, 0.7)[0] for row in rows])
+        return flat[torch.cat([row.token_index for row in rows]).argsort()]
+
+    # the same weights and kernels; only the order of bfloat16 sums may differ
+    assert (logprobs(10_000) - logprobs(1)).abs().mean().item() < 0.02

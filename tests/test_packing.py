@@ -1,14 +1,12 @@
-"""Packing keeps every token once, bins do not overflow, and packed attention is plain causal attention per sequence."""
+"""Packing keeps every token once, and rows do not overflow."""
 
 from __future__ import annotations
 
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import sequences
 
-from rlvr.packing import bins, pack, pack_sequences, packed_attention, runs
+from rlvr.packing import bins, pack, pack_sequences
 from rlvr.records import PackedRow
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=15)
@@ -91,51 +89,3 @@ def test_targets_may_be_any_positions_and_what_follows_the_last_is_not_read() ->
     assert row.input_ids.tolist() == [[10, 11, 12, 13]]
     assert row.read_at.tolist() == [0, 3]
     assert row.targets.tolist() == [11, 14]
-
-
-def test_runs_of_equal_lengths() -> None:
-    assert list(runs([2, 2, 2, 5, 7, 7])) == [(3, 2), (1, 5), (2, 7)]
-    assert list(runs([])) == []
-
-
-def slow_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], window: int | None
-) -> torch.Tensor:
-    """One token at a time, one head at a time; [1, H, T, D] in, [1, T, H, D] out."""
-    _, heads, total, size = query.shape
-    shared = heads // key.shape[1]
-    out = torch.zeros(1, total, heads, size)
-    begins = [begin for i, length in enumerate(lengths) for begin in [sum(lengths[:i])] * length]
-    for t in range(total):
-        first = begins[t] if window is None else max(begins[t], t - window + 1)
-        for head in range(heads):
-            keys, values = key[0, head // shared, first : t + 1], value[0, head // shared, first : t + 1]
-            weight = torch.softmax(keys @ query[0, head, t] / size**0.5, dim=0)
-            out[0, t, head] = weight @ values
-    return out
-
-
-@pytest.mark.parametrize("window", [None, 1, 3, 100])
-@pytest.mark.parametrize("heads_of_keys", [1, 2, 4])
-@pytest.mark.parametrize("needs_gradient", [False, True])
-def test_packed_attention_equals_a_loop_over_tokens(
-    window: int | None, heads_of_keys: int, needs_gradient: bool
-) -> None:
-    generator = torch.Generator().manual_seed(1)
-    lengths = [2, 2, 5, 6, 6, 6]
-    query = torch.randn(1, 4, sum(lengths), 8, generator=generator)
-    key, value = (torch.randn(1, heads_of_keys, sum(lengths), 8, generator=generator) for _ in range(2))
-    query.requires_grad_(needs_gradient)
-    ours, weights = packed_attention(
-        torch.nn.Module(), query, key, value, None, sequence_lengths=lengths, sliding_window=window
-    )
-    assert weights is None
-    torch.testing.assert_close(ours, slow_attention(query, key, value, lengths, window), rtol=1e-5, atol=1e-6)
-
-
-def test_attention_without_lengths_or_with_soft_capping_is_refused() -> None:
-    x = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(ValueError, match="sequence_lengths"):
-        packed_attention(torch.nn.Module(), x, x, x, None)
-    with pytest.raises(NotImplementedError, match="soft-capping"):
-        packed_attention(torch.nn.Module(), x, x, x, None, sequence_lengths=[2], softcap=50.0)

@@ -34,23 +34,45 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen2": {"tie_word_embeddings": True},
     "Qwen3": {"head_dim": 8},
     "Olmo2": {},
+    "Olmo3": {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "Mistral": {"sliding_window": 5},
-    "Gemma": {"head_dim": 8, "num_key_value_heads": 1},
+    "Gemma": {"head_dim": 8, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "Gemma2": {  # caps so low that they bend most scores and logits of these small models
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "tie_word_embeddings": True,
+    },
+    "Gemma3Text": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "initializer_range": 0.05,  # with more, a tied head answers with the token it was given, and nothing else
+        "tie_word_embeddings": True,
+    },
+    "Phi": {"num_key_value_heads": 4},
     "Phi3": {"sliding_window": 7},
 }
-"""Name (the first word is the class) and what differs from `SHAPE`. Windows are shorter than the sequences."""
+"""Name (its first word and `Config` is the class) and what differs from `SHAPE`. Windows are shorter than sequences."""
 
 
 def model_config(family: str = "Llama", **changes: Any) -> Any:
     return getattr(transformers, family.split()[0] + "Config")(**(SHAPE | FAMILIES[family] | changes))
 
 
-def make_model(folder: pathlib.Path, family: str = "Llama", *, seed: int = 0, kind: str = "CausalLM") -> str:
+def make_model(
+    folder: pathlib.Path, family: str = "Llama", *, seed: int = 0, kind: str = "CausalLM", **changes: Any
+) -> str:
     """Save a random model; `kind` is CausalLM, or SequenceClassification with one label."""
-    changes = {} if kind == "CausalLM" else {"num_labels": 1}
+    if kind == "SequenceClassification":
+        changes["num_labels"] = 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{family.split()[0]}For{kind}")(model_config(family, **changes))
+        model = getattr(transformers, f"AutoModelFor{kind}").from_config(model_config(family, **changes))
     for parameter in model.parameters():  # norms start at exactly 1 and biases at 0, which would hide faults in them
         noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
         parameter.data += 0.05 * noise
