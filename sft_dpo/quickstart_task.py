@@ -17,7 +17,7 @@ import hashlib
 import json
 import pathlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rlvr import environment
 from rlvr.chat import TULU
@@ -153,25 +153,46 @@ def _constrained(key: str, question: str, right: str, flawed: str, constraint: d
     )
 
 
-def function(draw: random.Random) -> Problem:
-    """Write a one-line function; the mistake is in the order of the two operations."""
+def two_steps(draw: random.Random) -> Problem:
+    """Write a function of two operations; the mistake is to forget the brackets."""
     factor, summand = draw.randint(2, 9), draw.randint(2, 9)
-    product_first, sum_first = (
-        f"def f(x): return {factor} * x + {summand}",
-        f"def f(x): return {factor} * (x + {summand})",
+    sign, asked = draw.choice([("+", f"adds {summand} to x"), ("-", f"takes {summand} from x")])
+    expected = {x: factor * (x + summand if sign == "+" else x - summand) for x in (0, 3, 10)}
+    return _function(
+        draw,
+        f"{asked} and then multiplies by {factor}",
+        f"(x {sign} {summand}) * {factor}",
+        f"x {sign} {summand} * {factor}",
+        expected,
     )
-    if draw.random() < 0.5:
-        asked, right, flawed = f"multiplies x by {factor} and then adds {summand}", product_first, sum_first
-        expected = {x: factor * x + summand for x in (0, 3, 10)}
-    else:
-        asked, right, flawed = f"adds {summand} to x and then multiplies by {factor}", sum_first, product_first
-        expected = {x: factor * (x + summand) for x in (0, 3, 10)}
-    question = draw.choice([f"Write a function f that {asked}.", f"Python please: f {asked}."])
+
+
+def limit(draw: random.Random) -> Problem:
+    """Write a function that compares; the mistake is to leave out the limit itself."""
+    bound = draw.randint(2, 99)
+    sign, words = draw.choice([(">", "at least"), ("<", "at most")])
+    expected = {x: x >= bound if sign == ">" else x <= bound for x in (bound - 1, bound, bound + 1)}
+    return _function(draw, f"tells if x is {words} {bound}", f"x {sign}= {bound}", f"x {sign} {bound}", expected)
+
+
+def total(draw: random.Random) -> Problem:
+    """Write a function that sums a range; the mistake is to stop before its end."""
+    start = draw.randint(2, 49)
+    return _function(
+        draw,
+        f"sums the numbers from {start} to x",
+        f"sum(range({start}, x + 1))",
+        f"sum(range({start}, x))",
+        {x: sum(range(start, x + 1)) for x in (start, start + 1, start + 7)},
+    )
+
+
+def _function(draw: random.Random, asked: str, right: str, flawed: str, expected: Mapping[int, int]) -> Problem:
     return Problem(
         key=asked,
-        question=question,
-        right=right,
-        flawed=flawed,
+        question=draw.choice([f"Write a function f that {asked}.", f"Python please: f {asked}."]),
+        right=f"def f(x): return {right}",
+        flawed=f"def f(x): return {flawed}",
         verifier="code",
         ground_truth=[f"assert f({x}) == {y}" for x, y in expected.items()],
     )
@@ -186,7 +207,14 @@ FAMILIES: dict[str, tuple[Callable[[random.Random], Problem], int]] = {
 }
 """Each family and its weight in the mixture."""
 
-MIXES = {"plain": FAMILIES, "code": FAMILIES | {"function": (function, 4)}}
+FUNCTIONS: dict[str, tuple[Callable[[random.Random], Problem], int]] = {
+    "two_steps": (two_steps, 2),
+    "limit": (limit, 1),
+    "total": (total, 1),
+}
+"""One-line functions to write, judged by running them."""
+
+MIXES = {"plain": FAMILIES, "code": FAMILIES | FUNCTIONS}
 """Which families a task has; `code` needs a machine on which the sandbox runs."""
 
 

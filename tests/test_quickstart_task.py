@@ -14,7 +14,7 @@ from rlvr.data import read_conversations, read_rows
 from rlvr.recipe import load
 from sft_dpo import quickstart_task
 from sft_dpo.cli import main
-from sft_dpo.quickstart_task import FAMILIES, MIXES, Problem, draw_problems
+from sft_dpo.quickstart_task import FAMILIES, FUNCTIONS, Problem, draw_problems
 from verifiers.base import Outcome, Sample
 from verifiers.errors import SandboxError
 from verifiers.registry import VerifierSpec, build
@@ -46,9 +46,8 @@ def test_functions_are_judged_in_the_sandbox_by_the_options_of_their_recipe() ->
         verifier = build(VerifierSpec(name="code", options=config.verification.options["code"]))
     except SandboxError as error:
         pytest.skip(str(error))
-    make, _ = MIXES["code"]["function"]
     draw = random.Random(1)
-    for problem in (make(draw) for _ in range(12)):
+    for problem in (make(draw) for make, _ in FUNCTIONS.values() for _ in range(8)):
         judged = [
             verifier.verify(Sample(completion=answer, ground_truth=problem.ground_truth)).outcome
             for answer in (problem.right, problem.flawed)
@@ -71,9 +70,10 @@ def test_problems_are_drawn_by_weight_and_again_the_same() -> None:
     assert shares["math"] / 3000 == pytest.approx(8 / 12, abs=0.05)
 
 
-def test_questions_and_answers_fit_the_recipe(tmp_path: pathlib.Path) -> None:
-    recipe = load(RECIPES / "quickstart.toml")
-    problems = [*draw_problems(1, 3000, held_out=False), *draw_problems(1, 500, held_out=True)]
+@pytest.mark.parametrize(("mix", "recipe_name"), [("plain", "quickstart"), ("code", "quickstart-code")])
+def test_questions_and_answers_fit_the_recipe(mix: str, recipe_name: str) -> None:
+    recipe = load(RECIPES / f"{recipe_name}.toml")
+    problems = [*draw_problems(1, 3000, held_out=False, mix=mix), *draw_problems(1, 500, held_out=True, mix=mix)]
     tokenizer = quickstart_task.train_tokenizer([text for p in problems[:2000] for text in (p.question, p.right)])
     longest = max(len(tokenizer(text)["input_ids"]) for p in problems for text in (p.right, p.flawed))
     assert longest + 1 <= recipe.rollout.max_tokens  # and the end token

@@ -15,6 +15,8 @@ import zipfile
 
 import pytest
 
+from verifiers.registry import BUILTIN
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 LOCK = "# a comment\none==1.0\n"
 
@@ -243,8 +245,22 @@ def test_the_wheel_ships_the_three_packages_only(repository: pathlib.Path, tmp_p
     (wheel,) = (source / "out").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
+        archive.extractall(tmp_path / "installed")
     assert {name.split("/")[0] for name in names} == {"rlvr", "verifiers", "sft_dpo", "rlvr-0.1.0.dist-info"}
     assert "rlvr-0.1.0.dist-info/licenses/LICENSE" in names
+    done = subprocess.run(  # the acceptance gate works where only the wheel is
+        [sys.executable, "-m", "rlvr", "verifiers", "test", "exact", "trl"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^exact .* pass$", done.stdout, re.M), done.stdout
+    tables = {name for name in names if name.startswith("verifiers/tables/") and name.endswith(".jsonl")}
+    assert tables == {f"verifiers/tables/{name}.jsonl" for name in BUILTIN}
 
 
 @pytest.mark.parametrize("script", ["launch/single_node.sh", "launch/multi_node.sh"])

@@ -14,8 +14,8 @@ from verifiers.errors import UnknownVerifierError, VerifierOptionError
 if TYPE_CHECKING:
     from verifiers.acceptance import Report
 
-TABLES = pathlib.Path(__file__).resolve().parent.parent / "tests" / "acceptance"
-"""Acceptance tables of the built-in verifiers: part of the source tree, not of the installed package."""
+TABLES = pathlib.Path(__file__).resolve().parent / "tables"
+"""Acceptance tables of the built-in verifiers; `tests/acceptance` is a link to them."""
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,7 +30,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     test.add_argument(
         "--cases",
         type=pathlib.Path,
-        help="table of cases (default: tests/acceptance/NAME.jsonl, or beside --plugin FILE.py)",
+        help="table of cases (default: verifiers/tables/NAME.jsonl, or beside --plugin FILE.py)",
     )
     _add_pool_options(test)
     test.set_defaults(handler=_test)
