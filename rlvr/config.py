@@ -37,10 +37,31 @@ class Source(Section):
     """JSONL or Parquet file, folder written by `datasets`, or Hub id."""
     split: str = "train"
     """Split of a Hub dataset; a local file is one split."""
+    weight: Annotated[float, Field(gt=0.0)] | None = None
+    """Share of the usable rows, written with a point: 0.5 takes half of them, 1.0 all, 2.5 each twice and half of
+    them once more (rlvr/mixing.py says which)."""
     count: Positive | None = None
-    """Take only the first so many rows."""
+    """Number of rows instead of a share; more than there are repeats them as `weight` does."""
     remap: dict[str, str] = {}
     """Other verifier names for values of the `dataset` column, e.g. `{ifeval = "tulu3_ifeval"}`."""
+
+    @pydantic.field_validator("weight", "count", mode="before")
+    @classmethod
+    def _share_or_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """1 and 1.0 mean different things, so neither is taken for the other."""
+        if info.field_name == "weight" and type(value) is int:
+            raise ValueError(f"a weight is a share and has a point: write weight={value}.0, or count={value} for rows")
+        if info.field_name == "count" and isinstance(value, float):
+            raise ValueError(
+                f"a count is a whole number of rows: write count={value:.0f}, or weight={value} for a share"
+            )
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_them(self) -> Source:
+        if self.weight is not None and self.count is not None:
+            raise ValueError(f"weight={self.weight} and count={self.count} exclude each other: remove one")
+        return self
 
 
 def as_sources(value: Any) -> Any:
@@ -52,8 +73,34 @@ def as_sources(value: Any) -> Any:
 Sources = Annotated[list[Source], pydantic.BeforeValidator(as_sources)]
 
 
-class Data(Section):
+class Decontamination(Section):
+    """Training rows that occur in evaluation sets. The defaults are the method of arXiv 2411.15124, section 3.2."""
+
+    against: Sources = []
+    """Evaluation sets: rows with `messages`, or public files with one known column of text (docs/data.md)."""
+    action: Literal["refuse", "remove rows", "remove set"] = "refuse"
+    """`refuse` stops, and `remove set` leaves out the source, where it is contaminated; `remove rows` leaves out every
+    row that an evaluation instance overlaps with, however few they are."""
+    ngram: Positive = 8
+    """Words in a row that must be the same."""
+    min_overlap: Fraction = 0.5
+    """An evaluation instance overlaps when more than this share of its words is matched by one training prompt."""
+    max_contaminated: Fraction = 0.02
+    """A source is contaminated when more than this share of an evaluation set's instances overlap."""
+
+
+class RowOptions(Section):
+    """How training rows are read, whatever the stage."""
+
     train: Sources
+    max_bad_share: Fraction = 0.0
+    """Bad rows of a source's rows that are left out, listed and counted; above it the run stops."""
+    duplicates: Literal["bad", "keep"] = "keep"
+    """Whether a row that repeats an earlier one of its source is a bad row, or is only counted and reported."""
+    decontaminate: Decontamination = Decontamination()
+
+
+class Data(RowOptions):
     eval: Sources = []
     """Held-out rows; reported by verifier."""
     max_prompt_tokens: Positive = 2048
@@ -219,7 +266,12 @@ def refuse(problems: list[str]) -> None:
 
 def contradictions(config: Config) -> list[str]:
     """Options that exclude each other, or that would do nothing in this run."""
-    return [*_impossible(config), *precision_problems(config.model, config.learner), *_idle_evaluation(config)]
+    return [
+        *_impossible(config),
+        *row_problems(config.data),
+        *precision_problems(config.model, config.learner),
+        *_idle_evaluation(config),
+    ]
 
 
 def _impossible(config: Config) -> list[str]:
@@ -247,6 +299,14 @@ def _impossible(config: Config) -> list[str]:
             f"algorithm.kl_estimator={config.algorithm.kl_estimator!r} does nothing with kl_coefficient=0: remove one"
         )
     return problems
+
+
+def row_problems(data: RowOptions) -> list[str]:
+    """Options of reading that would do nothing."""
+    changed = [name for name in Decontamination.model_fields if _differs(data.decontaminate, name)]
+    if data.decontaminate.against or not changed:
+        return []
+    return [f"data.decontaminate.{changed[0]} does nothing without data.decontaminate.against: remove one"]
 
 
 def precision_problems(model: Model, learner: Learner) -> list[str]:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
-from rlvr.config import Source
+import numpy as np
+
+from rlvr.config import Data, RowOptions, Source
 from rlvr.errors import DataError
+from rlvr.mixing import Joined, Lazy, ordered_batch, taken
+from rlvr.mixing import shuffled as shuffled
 from rlvr.records import Prompt, Task
-from rlvr.seeds import derive
+from rlvr.rows import LOCAL_SUFFIXES as LOCAL_SUFFIXES
+from rlvr.rows import MOST_SHOWN as MOST_SHOWN
+from rlvr.rows import RowFault, Rows, SourceCounts, parsed, read
+from verifiers import registry
+from verifiers.errors import UnknownVerifierError
 
 ROLES = ("system", "user", "assistant")
-LOCAL_SUFFIXES = (".jsonl", ".json", ".parquet")
-MOST_SHOWN = 10
+TOKENIZED_AT_ONCE = 1000
+T = TypeVar("T")
+Turns = tuple[Mapping[str, str], ...]
+"""A conversation: `role` and `content` of each turn."""
+Duplicates = Literal["bad", "keep"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +36,7 @@ class Row:
 
     place: str
     """File and line, for messages."""
-    messages: tuple[Mapping[str, str], ...]
+    messages: Turns
     """Without a last assistant turn, which is the answer."""
     dataset: tuple[str, ...]
     """Verifier names as the row has them, in lower case, before `remap`."""
@@ -34,15 +45,31 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One preference: two conversations that differ in their last turn."""
+
+    place: str
+    prompt: Turns
+    """Ends with a user turn."""
+    chosen: str
+    """The better answer of the assistant."""
+    rejected: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
     """The prompts of one or more sources, in a fixed order, with the count of what was left out."""
 
     name: str
-    prompts: tuple[Prompt, ...]
+    prompts: Sequence[Prompt]
+    """Made when they are asked for: a set may be larger than memory."""
     rows: int
     over_length: int
     """Rows dropped because the prompt has more than `data.max_prompt_tokens` tokens."""
     longest_dropped_tokens: int
+    verifiers: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How many tasks of the prompts each verifier has."""
+    sources: tuple[SourceCounts, ...] = ()
 
     def batch(self, step: int, size: int, seed: int) -> list[Prompt]:
         """The prompts of a step: the endless sequence of epochs, each in an order of its own, cut in pieces of `size`.
@@ -50,159 +77,190 @@ class PromptSet:
         A function of its arguments alone, so a resumed run continues the same sequence. No prompt is left out at an
         epoch's end.
         """
-        chosen = []
-        orders: dict[int, list[int]] = {}
-        for position in range(step * size, (step + 1) * size):
-            epoch, index = divmod(position, len(self.prompts))
-            if epoch not in orders:
-                orders[epoch] = shuffled(len(self.prompts), derive(seed, "order", epoch))
-            chosen.append(self.prompts[orders[epoch][index]])
-        return chosen
+        return ordered_batch(self.prompts, step, size, seed)
 
     def summary(self) -> str:
-        """One line on what was read and what was dropped.
+        """What was read and what was dropped, and where more than one filter acted, the counts of each source.
 
         Ends with the longest dropped prompt, so that the limit can be set.
         """
-        by_verifier = collections.Counter(task.verifier for prompt in self.prompts for task in prompt.tasks)
-        kept = ", ".join(f"{name} {count}" for name, count in sorted(by_verifier.items()))
+        kept = ", ".join(f"{name} {count}" for name, count in sorted(self.verifiers.items()))
         line = f"{self.name}: {self.rows} rows, {len(self.prompts)} prompts ({kept})"
         if self.over_length:
             line += f"; dropped {self.over_length} over the length limit (longest {self.longest_dropped_tokens} tokens)"
-        return line
+        filtered = [counts for counts in self.sources if counts.line() != f"{counts.path}: {counts.rows} rows"]
+        shown = self.sources if len(self.sources) > 1 else filtered
+        return "\n  ".join([line, *(counts.line() for counts in shown)])
 
 
-def shuffled(count: int, seed: int) -> list[int]:
-    """A permutation of 0 .. count-1."""
-    import random
+def read_rows(
+    source: Source,
+    *,
+    max_bad_share: float = 0.0,
+    duplicates: Duplicates = "keep",
+    plugins: Sequence[str] = (),
+) -> Rows[Row]:
+    """Read and validate one source, `weight` and `count` not yet applied. Raises DataError that lists bad rows by file
+    and line, and what importing a plugin raises."""
+    named: set[str] = set()
+    verifiers: collections.Counter[str] = collections.Counter()
+    claims = _Claims(plugins)
 
-    order = list(range(count))
-    random.Random(seed).shuffle(order)
-    return order
+    def build(raw: Any, place: str) -> Row:
+        return _row(parsed(raw, place), place, source.remap)
 
+    def each(row: Row) -> None:
+        for task in row.tasks:
+            claims.refuse_unclaimed(task.verifier)
+        named.update(row.dataset)
+        verifiers.update(task.verifier for task in row.tasks)
 
-def read_rows(source: Source) -> list[Row]:
-    """Read and validate one source. Raises DataError that lists bad rows by file and line."""
-    rows: list[Row] = []
-    problems: list[str] = []
-    for place, raw in _raw_rows(source):
-        if source.count is not None and len(rows) + len(problems) >= source.count:
-            break
-        try:
-            rows.append(_row(raw, place, source.remap))
-        except DataError as error:
-            problems.append(str(error))
-    _refuse(problems, source)
-    if not rows:
-        raise DataError(f"{source.path} holds no rows")
-    _refuse_idle_remap(source, rows)
-    return rows
-
-
-def _refuse_idle_remap(source: Source, rows: Sequence[Row]) -> None:
-    """A misspelt name in `remap` would leave its rows with another verifier than the recipe means."""
-    if source.count is not None:  # the first rows need not name every verifier
-        return
-    named = {name for row in rows for name in row.dataset}
-    idle = sorted({verifier_key(name) for name in source.remap} - named)
-    if idle:
-        raise DataError(
+    rows = read(source, build, _prompt_of, max_bad_share=max_bad_share, duplicates=duplicates, each=each)
+    rows.counts = dataclasses.replace(rows.counts, verifiers=dict(verifiers))
+    if idle := sorted({verifier_key(name) for name in source.remap} - named):
+        raise DataError(  # a misspelt name would leave its rows with another verifier than the recipe means
             f"remap of {source.path} replaces {', '.join(idle)}, which no row names; rows name "
             f"{', '.join(sorted(named))}. Correct the name, or remove it."
         )
+    return rows
 
 
-def _refuse(problems: Sequence[str], source: Source) -> None:
-    if problems:
-        shown = "\n  ".join(problems[:MOST_SHOWN])
-        more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
-        count = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
-        raise DataError(f"{count} in {source.path}; correct or remove:\n  {shown}{more}")
+class _Claims:
+    """Which names some verifier answers to."""
+
+    def __init__(self, plugins: Sequence[str]) -> None:
+        self._plugins = plugins
+        self._unknown: dict[str, str | None] = {}
+
+    def refuse_unclaimed(self, name: str) -> None:
+        if name not in self._unknown:
+            try:
+                registry.resolve(name, self._plugins)
+                self._unknown[name] = None
+            except UnknownVerifierError as error:
+                self._unknown[name] = str(error)
+        if text := self._unknown[name]:
+            raise RowFault("unknown verifier", text)
 
 
-def read_conversations(source: Source) -> list[tuple[Mapping[str, str], ...]]:
-    """Read the column `messages` alone, last assistant turn included, for supervised stages."""
-    conversations: list[tuple[Mapping[str, str], ...]] = []
-    problems: list[str] = []
-    for place, raw in _raw_rows(source):
-        if source.count is not None and len(conversations) + len(problems) >= source.count:
-            break
-        try:
-            if isinstance(raw, DataError):
-                raise raw
-            conversations.append(_turns(raw.get("messages") if isinstance(raw, Mapping) else None, place))
-        except DataError as error:
-            problems.append(str(error))
-    _refuse(problems, source)
-    return conversations
+def _prompt_of(row: Row) -> tuple[tuple[str, str], ...]:
+    return _texts(row.messages)
 
 
-def _raw_rows(source: Source) -> Iterator[tuple[str, Any]]:
-    path = pathlib.Path(source.path)
-    if path.suffix in (".jsonl", ".json") and path.is_file():
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _parse(line, f"{path}:{number}")
-        return
-    if path.suffix in LOCAL_SUFFIXES and not path.exists():
-        raise DataError(f"there is no file {path} (looked in {pathlib.Path.cwd()})")
-    for number, raw in enumerate(_table_rows(source, path)):
-        yield f"{source.path}[{number}]", raw
+def _texts(turns: Turns) -> tuple[tuple[str, str], ...]:
+    return tuple((turn["role"], turn["content"]) for turn in turns)
 
 
-def _parse(line: bytes, place: str) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return DataError(f"{place}: not UTF-8 (byte {line[error.start]:#04x} at byte {error.start + 1} of the line)")
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more digits than Python reads
-        return DataError(f"{place}: not one JSON object on a line ({error})")
+def read_conversations(source: Source, *, max_bad_share: float = 0.0, duplicates: Duplicates = "keep") -> Rows[Turns]:
+    """The column `messages` alone, last assistant turn included, for supervised stages. Only a whole conversation that
+    occurs again is a duplicate. Raises as `read_rows` does."""
+
+    def build(raw: Any, place: str) -> Turns:
+        turns = _turns(parsed(raw, place).get("messages"))
+        if not any(turn["role"] == "assistant" for turn in turns):
+            raise RowFault("wrong roles", "a conversation to imitate needs an assistant turn")
+        return turns
+
+    return read(source, build, _texts, max_bad_share=max_bad_share, duplicates=duplicates)
 
 
-def _table_rows(source: Source, path: pathlib.Path) -> Any:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+def read_pairs(source: Source, *, max_bad_share: float = 0.0, duplicates: Duplicates = "keep") -> Rows[Pair]:
+    """The columns `chosen` and `rejected`, each a conversation (allenai's preference mixtures), for preference stages.
 
-        try:
-            return pyarrow.parquet.read_table(path).to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"cannot read {path} as Parquet: {error}") from error
-    import datasets
+    Only a pair that occurs again is a duplicate. Raises as `read_rows` does.
+    """
 
-    try:
-        if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
-            loaded = datasets.load_from_disk(str(path))
-            return loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        return datasets.load_dataset(source.path, split=source.split)
-    except KeyError as error:
-        raise DataError(f"{source.path} has no split {source.split!r}; it has {', '.join(loaded)}") from error
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
-        raise DataError(
-            f"cannot read {source.path!r} as a JSONL or Parquet file, a `datasets` folder or a Hub id: {error}"
-        ) from error
+    def build(raw: Any, place: str) -> Pair:
+        row = parsed(raw, place)
+        chosen, rejected = _turns(row.get("chosen"), "chosen"), _turns(row.get("rejected"), "rejected")
+        if {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"} or len(chosen) < 2:
+            raise RowFault("wrong roles", "chosen and rejected must end with an assistant turn, after a user turn")
+        if chosen[:-1] != rejected[:-1]:
+            raise RowFault("wrong roles", "chosen and rejected must be the same up to their last turn")
+        if chosen[-1] == rejected[-1]:
+            raise RowFault("wrong type", f"chosen and rejected are the same answer {chosen[-1]['content']!r:.80}")
+        answers = chosen[-1]["content"], rejected[-1]["content"]
+        return Pair(place=place, prompt=_prompt(chosen), chosen=answers[0], rejected=answers[1])
+
+    def identity(pair: Pair) -> Any:
+        return _texts(pair.prompt), pair.chosen, pair.rejected
+
+    return read(source, build, identity, max_bad_share=max_bad_share, duplicates=duplicates)
 
 
-def _row(raw: Any, place: str, remap: Mapping[str, str]) -> Row:
-    if isinstance(raw, DataError):
-        raise raw
-    if not isinstance(raw, Mapping):
-        raise DataError(f"{place}: a row is an object, not {type(raw).__name__}")
+def read_mixture(options: RowOptions, read_one: Callable[..., Rows[T]], turns: Callable[[T], Turns]) -> Joined[T]:
+    """All training sources of a recipe: read, decontaminated, and mixed by their `weight` or `count`.
+
+    Args:
+        read_one: `read_rows`, `read_conversations` or `read_pairs`.
+        turns: the conversation of a row whose user turns are compared with the evaluation sets.
+
+    Returns the rows; `counts_of` it tells what became of each source. Raises DataError.
+    """
+    parts = [
+        read_one(source, max_bad_share=options.max_bad_share, duplicates=options.duplicates) for source in options.train
+    ]
+    if options.decontaminate.against:
+        from rlvr.decontaminate import clean
+
+        parts = clean(options.decontaminate, parts, turns)
+    return Joined([mixed(source, part) for source, part in zip(options.train, parts, strict=True)])
+
+
+def mixed(source: Source, rows: Rows[T]) -> Rows[T]:
+    """The rows that `weight` or `count` take. Raises DataError when there are none."""
+    if (source.weight is None and source.count is None) or not len(rows):
+        return rows
+    chosen = taken(len(rows), weight=source.weight, count=source.count)
+    if not chosen.size:
+        raise DataError(f"weight={source.weight} of the {len(rows)} usable rows of {source.path} is no row: raise it")
+    return rows.select(chosen, taken=chosen.size)
+
+
+def counts_of(rows: Sequence[Any]) -> tuple[SourceCounts, ...]:
+    """What became of the rows of each source."""
+    parts = rows.parts if isinstance(rows, Joined) else [rows]
+    return tuple(part.counts for part in parts if isinstance(part, Rows))
+
+
+def read_training(data: Data, plugins: Sequence[str]) -> Joined[Row]:
+    """The training rows of a recipe, all filters but the length limit applied."""
+
+    return read_mixture(data, functools.partial(read_rows, plugins=plugins), lambda row: row.messages)
+
+
+def read_source(data: Data, source: Source, plugins: Sequence[str]) -> Rows[Row]:
+    """One source of a recipe, before decontamination and mixing."""
+    return read_rows(source, max_bad_share=data.max_bad_share, duplicates=data.duplicates, plugins=plugins)
+
+
+def read_held_out(data: Data, source: Source, plugins: Sequence[str]) -> Rows[Row]:
+    """A held-out set of a recipe."""
+    return mixed(source, read_source(data, source, plugins))
+
+
+def _row(raw: Mapping[str, Any], place: str, remap: Mapping[str, str]) -> Row:
     missing = [name for name in ("messages", "dataset") if raw.get(name) is None]
     if "ground_truth" not in raw:  # null is a ground truth of verifiers that need none
         missing.append("ground_truth")
     if missing:
-        raise DataError(f"{place}: missing {', '.join(missing)} (it has {', '.join(map(str, raw))})")
-    messages = _messages(raw["messages"], place)
+        raise RowFault("missing keys", f"missing {', '.join(missing)} (it has {', '.join(map(str, raw))})")
+    messages = _prompt(_turns(raw["messages"]))
     names, truths = raw["dataset"], raw["ground_truth"]
     if isinstance(names, str):
         names, truths = [names], [truths]
     if not isinstance(names, list) or not isinstance(truths, list) or len(names) != len(truths) or not names:
-        raise DataError(
-            f"{place}: dataset and ground_truth must both be one value or lists of one length, "
-            f"got {names!r:.80} and {truths!r:.80}"
+        raise RowFault(
+            "wrong type",
+            f"dataset and ground_truth must both be one value or lists of one length, "
+            f"got {names!r:.80} and {truths!r:.80}",
         )
-    named = tuple(verifier_key(str(name)) for name in names)
+    if not all(isinstance(name, str) for name in names):
+        raise RowFault("wrong type", f"dataset holds names of verifiers, got {names!r:.80}")
+    for name, truth in zip(names, truths, strict=True):
+        if truth == [] or (isinstance(truth, str) and not truth.strip()):
+            raise RowFault("empty ground truth", f"the ground truth for {name!r} is empty ({truth!r:.20})")
+    named = tuple(map(verifier_key, names))
     replaced = {verifier_key(key): verifier_key(value) for key, value in remap.items()}
     tasks = tuple(
         Task(verifier=replaced.get(name, name), ground_truth=truth) for name, truth in zip(named, truths, strict=True)
@@ -220,54 +278,82 @@ def verifier_key(name: str) -> str:
     return name.strip() if ":" in name else name.strip().casefold()
 
 
-def _messages(value: Any, place: str) -> tuple[Mapping[str, str], ...]:
-    """The prompt: all turns but a last assistant turn."""
-    turns = _turns(value, place)
+def _prompt(turns: Turns) -> Turns:
+    """All turns but a last assistant turn."""
     if turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     if not turns or turns[-1]["role"] != "user":
-        raise DataError(f"{place}: the prompt must end with a user turn")
+        raise RowFault("wrong roles", "the prompt must end with a user turn")
+    if not turns[-1]["content"].strip():
+        raise RowFault("empty prompt", f"the last user turn is empty ({turns[-1]['content']!r:.20})")
     return turns
 
 
-def _turns(value: Any, place: str) -> tuple[Mapping[str, str], ...]:
+def _turns(value: Any, column: str = "messages") -> Turns:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: messages must be a non-empty list of turns, got {value!r:.80}")
+        kind: Literal["missing keys", "wrong type"] = "missing keys" if value is None else "wrong type"
+        raise RowFault(kind, f"{column} must be a non-empty list of turns, got {value!r:.80}")
     for turn in value:
         if not isinstance(turn, Mapping) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
-            raise DataError(f"{place}: a turn needs a role of {'/'.join(ROLES)} and text content, got {turn!r:.80}")
+            is_role = isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and turn["role"] not in ROLES
+            raise RowFault(
+                "wrong roles" if is_role else "wrong type",
+                f"a turn needs a role of {'/'.join(ROLES)} and text content, got {turn!r:.80}",
+            )
         try:
             turn["content"].encode()
         except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no tokenizer takes
-            raise DataError(f"{place}: a {turn['role']} turn holds text that is not Unicode ({error})") from None
+            text = f"a {turn['role']} turn holds text that is not Unicode ({error})"
+            raise RowFault("not UTF-8", text) from None
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in value)
 
 
 def make_prompts(name: str, rows: Sequence[Row], tokenizer: Any, max_prompt_tokens: int) -> PromptSet:
-    """Tokenize, and drop (and count) prompts over the limit. Raises DataError when none is left."""
+    """Tokenize once to drop (and count) prompts over the limit; a prompt's tokens are made again when it is drawn.
+
+    Raises DataError when none is left.
+    """
     from rlvr.chat import encode_prompts
 
-    prompts, dropped = [], []
-    encoded = encode_prompts(tokenizer, [row.messages for row in rows])
-    for prompt_id, (row, token_ids) in enumerate(zip(rows, encoded, strict=True)):
-        if len(token_ids) > max_prompt_tokens:
-            dropped.append(len(token_ids))
-            continue
-        text = row.messages[-1]["content"]
-        prompts.append(
-            Prompt(prompt_id=prompt_id, token_ids=token_ids, text=text, tasks=row.tasks, columns=row.columns)
-        )
-    if not prompts:
+    kept: list[int] = []
+    dropped: dict[int, int] = {}
+    verifiers: collections.Counter[str] = collections.Counter()
+    numbered = enumerate(rows)
+    while piece := list(itertools.islice(numbered, TOKENIZED_AT_ONCE)):
+        encoded = encode_prompts(tokenizer, [row.messages for _, row in piece])
+        for (prompt_id, row), token_ids in zip(piece, encoded, strict=True):
+            if len(token_ids) > max_prompt_tokens:
+                dropped[prompt_id] = len(token_ids)
+                continue
+            kept.append(prompt_id)
+            verifiers.update(task.verifier for task in row.tasks)
+    if not kept:
         raise DataError(
             f"{name}: all {len(rows)} prompts are longer than data.max_prompt_tokens={max_prompt_tokens} "
-            f"(shortest {min(dropped)}, longest {max(dropped)}): raise the limit"
+            f"(shortest {min(dropped.values())}, longest {max(dropped.values())}): raise the limit"
         )
+    places = np.array(kept, dtype=np.int64)
+
+    def make(index: int) -> Prompt:
+        prompt_id = int(places[index])
+        row = rows[prompt_id]
+        (token_ids,) = encode_prompts(tokenizer, [row.messages])
+        text = row.messages[-1]["content"]
+        return Prompt(prompt_id=prompt_id, token_ids=token_ids, text=text, tasks=row.tasks, columns=row.columns)
+
     return PromptSet(
-        name=name, prompts=tuple(prompts), rows=len(rows), over_length=len(dropped),
-        longest_dropped_tokens=max(dropped, default=0),
+        name=name, prompts=Lazy(len(places), make), rows=len(rows), over_length=len(dropped),
+        longest_dropped_tokens=max(dropped.values(), default=0), verifiers=dict(verifiers),
+        sources=_with_over_length(rows, dropped),
     )  # fmt: skip
+
+
+def _with_over_length(rows: Sequence[Row], dropped: Mapping[int, int]) -> tuple[SourceCounts, ...]:
+    counts = counts_of(rows)
+    by_part = collections.Counter(rows.part_of(n) if isinstance(rows, Joined) else 0 for n in dropped)
+    return tuple(dataclasses.replace(one, over_length=by_part[part]) for part, one in enumerate(counts))
 
 
 def verifier_names(row_sets: Sequence[Sequence[Row]]) -> list[str]:
     """Every verifier that some row names."""
-    return sorted({task.verifier for rows in row_sets for row in rows for task in row.tasks})
+    return sorted({name for rows in row_sets for counts in counts_of(rows) for name in counts.verifiers})

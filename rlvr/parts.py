@@ -13,7 +13,7 @@ from rlvr import checkpoint, distributed
 from rlvr.chat import load_tokenizer, stop_token_ids
 from rlvr.colocated import Sampler
 from rlvr.config import Config
-from rlvr.data import PromptSet, make_prompts, read_rows, verifier_names
+from rlvr.data import PromptSet, make_prompts, read_held_out, read_training, verifier_names
 from rlvr.errors import ConfigError
 from rlvr.evaluate import evaluate
 from rlvr.learner import Learner, save_pretrained
@@ -183,8 +183,11 @@ def load_prompts(config: Config, tokenizer: Any) -> tuple[PromptSet, list[Prompt
 
     Returns the training set, the held-out sets by file name, and the names of all verifiers that rows ask for.
     """
-    train_rows = [row for source in config.data.train for row in read_rows(source)]
-    eval_rows = {pathlib.Path(source.path).stem: read_rows(source) for source in config.data.eval}
+    train_rows = read_training(config.data, config.plugins)
+    eval_rows = {
+        pathlib.Path(source.path).stem: read_held_out(config.data, source, config.plugins)
+        for source in config.data.eval
+    }
     check_ground_truths(config, [train_rows, *eval_rows.values()])
     limit = config.data.max_prompt_tokens
     train_set = make_prompts("train", train_rows, tokenizer, limit)

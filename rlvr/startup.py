@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from rlvr import judges
 from rlvr.chat import TEMPLATES
 from rlvr.config import Config, Source
-from rlvr.data import LOCAL_SUFFIXES, Row, read_rows, verifier_key, verifier_names
+from rlvr.data import LOCAL_SUFFIXES, Row, read_source, verifier_key, verifier_names
 from rlvr.errors import ConfigError, DataError
 from rlvr.recipe import nearest_file
 from verifiers import registry
@@ -41,7 +41,7 @@ def check(config: Config) -> list[str]:
         raise ConfigError("\n  ".join([header, *found]))
     local = [source for source in sources if _is_file(source.path)]
     elsewhere = [source for source in sources if not _is_file(source.path)]
-    rows = {id(source): read_rows(source) for source in local}
+    rows = {id(source): read_source(config.data, source, config.plugins) for source in local}
     train, held_out = (
         verifier_names([rows[id(source)] for source in part if source in local])
         for part in (config.data.train, config.data.eval)
@@ -52,7 +52,7 @@ def check(config: Config) -> list[str]:
     remapped = map(verifier_key, config.verification.remap.values())
     build_verifiers(config, {*train, *remapped, *_replacing(config.data.train, elsewhere)}, "training")
     build_verifiers(config, {*held_out, *_replacing(config.data.eval, elsewhere)}, "evaluation")
-    lines = [f"{source.path}: {len(rows[id(source)])} rows" for source in local]
+    lines = [rows[id(source)].counts.line() for source in local]
     lines += [f"{source.path}: not a file, so its rows are read when the run starts" for source in elsewhere]
     return [*lines, *_description(config, sorted({*train, *held_out}), all_known=not elsewhere)]
 
@@ -144,7 +144,7 @@ def check_gold_answers(config: Config) -> tuple[list[str], bool]:
         for use, sources in uses
         for source in sources
         if _is_file(source.path)
-        for row in read_rows(source)
+        for row in read_source(config.data, source, config.plugins)
         for task in row.tasks
     ]
     names = {(use, task.verifier) for use, _, task in tasks}

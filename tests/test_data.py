@@ -11,13 +11,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr.config import Source
-from rlvr.data import PromptSet, Row, make_prompts, read_conversations, read_rows, shuffled, verifier_names
+from rlvr.config import Data, Source
+from rlvr.data import (
+    PromptSet,
+    Row,
+    make_prompts,
+    read_conversations,
+    read_pairs,
+    read_rows,
+    read_training,
+    shuffled,
+    verifier_names,
+)
 from rlvr.errors import DataError
 from rlvr.records import Prompt, Task
 
 USER = {"role": "user", "content": "1 + 2?"}
 GOOD: dict[str, Any] = {"messages": [USER], "ground_truth": "3", "dataset": "math"}
+
+
+def asking(content: str) -> dict[str, Any]:
+    return GOOD | {"messages": [{"role": "user", "content": content}]}
 
 
 def write(path: pathlib.Path, *rows: Any) -> Source:
@@ -48,7 +62,7 @@ def test_several_verifiers_of_a_row_are_several_tasks(tmp_path: pathlib.Path) ->
     source = write(tmp_path / "r.jsonl", GOOD | {"dataset": ["math", "Length"], "ground_truth": ["3", {"max": 2}]})
     (row,) = read_rows(source)
     assert row.tasks == (Task(verifier="math", ground_truth="3"), Task(verifier="length", ground_truth={"max": 2}))
-    assert verifier_names([[row], [row]]) == ["length", "math"]
+    assert verifier_names([read_rows(source), read_rows(source)]) == ["length", "math"]
 
 
 def test_a_ground_truth_may_be_null_where_a_verifier_needs_none_but_not_left_out(tmp_path: pathlib.Path) -> None:
@@ -81,7 +95,10 @@ def test_every_bad_row_is_listed_by_file_and_line(tmp_path: pathlib.Path) -> Non
         "9" * 5000,
     )
     first, *listed = fault(source).splitlines()
-    assert first == f"9 bad rows in {source.path}; correct or remove:"
+    assert first == (
+        f"9 bad rows of 10 in {source.path}: 1 missing keys, 2 not JSON, 1 not UTF-8, 2 wrong roles, 3 wrong type; "
+        "correct or remove:"
+    )
     expected = [
         "2: not one JSON object on a line "
         "(Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
@@ -102,7 +119,7 @@ def test_a_line_that_is_not_utf_8_is_listed_with_its_byte(tmp_path: pathlib.Path
     with pathlib.Path(source.path).open("ab") as file:
         file.write(b'{"messages": "caf\xe9"}\n')
     assert fault(source) == (
-        f"1 bad row in {source.path}; correct or remove:\n"
+        f"1 bad row of 2 in {source.path}: 1 not UTF-8; correct or remove:\n"
         f"  {source.path}:2: not UTF-8 (byte 0xe9 at byte 18 of the line)"
     )
 
@@ -123,7 +140,7 @@ def test_a_separator_inside_a_text_does_not_split_the_line(tmp_path: pathlib.Pat
 
 def test_only_the_first_bad_rows_are_shown_and_the_rest_counted(tmp_path: pathlib.Path) -> None:
     text = fault(write(tmp_path / "r.jsonl", *["{"] * 25))
-    assert text.startswith("25 bad rows in ")
+    assert text.startswith("25 bad rows of 25 in ")
     assert text.endswith("\n  and 15 more")
 
 
@@ -155,23 +172,127 @@ def test_parquet_and_datasets_folders_hold_the_same_rows_as_jsonl(tmp_path: path
     assert fault(Source(path=str(tmp_path / "folder"))) == f"{tmp_path / 'folder'} has no split 'train'; it has dev"
 
 
-def test_a_count_takes_the_first_rows_and_reads_no_further(tmp_path: pathlib.Path) -> None:
-    source = write(tmp_path / "r.jsonl", GOOD, GOOD, "{bad")
-    assert len(read_rows(Source(path=source.path, count=2))) == 2
-
-
-def test_a_misspelt_remap_is_refused_where_all_rows_are_read(tmp_path: pathlib.Path) -> None:
+def test_a_misspelt_remap_is_refused(tmp_path: pathlib.Path) -> None:
     source = write(tmp_path / "r.jsonl", GOOD)
     assert "replaces mth, which no row names" in fault(Source(path=source.path, remap={"mth": "gsm8k"}))
-    assert len(read_rows(Source(path=source.path, remap={"mth": "gsm8k"}, count=1))) == 1
 
 
 def test_conversations_keep_the_answer_and_need_no_other_column(tmp_path: pathlib.Path) -> None:
     turns = [USER, {"role": "assistant", "content": "3"}]
     source = write(tmp_path / "r.jsonl", {"messages": turns})
-    assert read_conversations(source) == [tuple(turns)]
+    assert list(read_conversations(source)) == [tuple(turns)]
     with pytest.raises(DataError, match=":1: messages must be a non-empty list"):
         read_conversations(write(tmp_path / "bad.jsonl", {"text": "x"}))
+    with pytest.raises(DataError, match=":1: a conversation to imitate needs an assistant turn"):
+        read_conversations(write(tmp_path / "bad.jsonl", {"messages": [USER]}))
+
+
+def test_pairs_differ_in_their_last_turn_and_in_nothing_else(tmp_path: pathlib.Path) -> None:
+    def pair(chosen: str, rejected: str, question: str = "1 + 2?") -> dict[str, Any]:
+        turns = [[USER], [{"role": "user", "content": question}]]
+        answers = [{"role": "assistant", "content": text} for text in (chosen, rejected)]
+        return {"chosen": [*turns[0], answers[0]], "rejected": [*turns[1], answers[1]], "prompt": "1 + 2?"}
+
+    (row,) = read_pairs(write(tmp_path / "r.jsonl", pair("3", "4")))
+    assert (row.prompt, row.chosen, row.rejected) == ((USER,), "3", "4")
+    bad = write(
+        tmp_path / "bad.jsonl", pair("3", "3"), pair("3", "4", "1 + 1?"), {"chosen": [USER], "rejected": [USER]}
+    )
+    with pytest.raises(DataError) as caught:
+        read_pairs(bad)
+    assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()[1:]] == [
+        "chosen and rejected are the same answer '3'",
+        "chosen and rejected must be the same up to their last turn",
+        "chosen and rejected must end with an assistant turn, after a user turn",
+    ]
+
+
+def test_each_kind_of_bad_row_is_counted_by_its_kind(tmp_path: pathlib.Path) -> None:
+    source = write(
+        tmp_path / "r.jsonl",
+        GOOD,
+        GOOD,
+        GOOD | {"messages": [{"role": "user", "content": " "}]},
+        GOOD | {"ground_truth": ""},
+        GOOD | {"ground_truth": [], "dataset": "code"},
+        GOOD | {"dataset": ["math", 5], "ground_truth": ["3", "4"]},
+        GOOD | {"dataset": "mth"},
+        GOOD | {"messages": [{"role": "user", "content": 12}]},
+        '\ufeff{"a": 1}',  # a byte order mark begins a file, or is a mistake
+    )
+    with pathlib.Path(source.path).open("a") as file:
+        file.write('{"messages": [{"role": "us')
+    with pytest.raises(DataError) as caught:
+        read_rows(source, duplicates="bad")
+    assert str(caught.value).splitlines()[0] == (
+        f"9 bad rows of 10 in {source.path}: 1 duplicate prompt, 2 empty ground truth, 1 empty prompt, 1 not JSON, "
+        '1 truncated last line, 1 unknown verifier, 2 wrong type (duplicates = "keep" keeps the last kind); '
+        "correct or remove:"
+    )
+
+
+def test_bad_rows_up_to_the_allowed_share_are_left_out_and_kept_on_record(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "r.jsonl", GOOD, "{", asking("2 + 2?"), GOOD)
+    rows = read_rows(source, max_bad_share=0.25)
+    assert [row.place for row in rows] == [f"{source.path}:{line}" for line in (1, 3, 4)]
+    assert rows.counts.line() == (
+        f"{source.path}: 4 rows - 1 bad (1 not JSON) = 3; 1 repeat an earlier prompt and are kept"
+    )
+    assert [str(bad).split(": ")[0] for bad in rows.bad] == [f"{source.path}:2", f"{source.path}:4"]
+    assert str(rows.bad[1]) == f"{source.path}:4: the same prompt as {source.path}:1"
+    with pytest.raises(DataError, match=r"1 bad row of 4 in .* is more than max_bad_share=0.24 allows: 1 not JSON"):
+        read_rows(source, max_bad_share=0.24)
+    fewer = read_rows(source, max_bad_share=0.5, duplicates="bad")
+    assert [row.place for row in fewer] == [f"{source.path}:{line}" for line in (1, 3)]
+    assert dict(fewer.counts.bad) == {"not JSON": 1, "duplicate prompt": 1}
+
+
+def test_a_source_of_bad_rows_alone_is_refused_whatever_the_share(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DataError, match="all 2 rows are bad"):
+        read_rows(write(tmp_path / "r.jsonl", "{", "{"), max_bad_share=1.0)
+
+
+def test_a_file_that_changes_under_a_run_stops_it(tmp_path: pathlib.Path) -> None:
+    source = write(tmp_path / "r.jsonl", GOOD, asking("2 + 2?"))
+    rows = read_rows(source)
+    write(tmp_path / "r.jsonl", asking("3 + 3?"), GOOD)
+    with pytest.raises(DataError, match="was changed while it was in use"):
+        rows[0]
+
+
+def test_a_long_line_is_read_whole(tmp_path: pathlib.Path) -> None:
+    content = "x" * 200_000  # more than is read from the file at once
+    source = write(tmp_path / "r.jsonl", GOOD, asking(content), asking("2?"))
+    assert [row.messages[0]["content"] for row in read_rows(source)] == ["1 + 2?", content, "2?"]
+
+
+def test_a_hub_id_that_cannot_be_had_says_what_was_tried() -> None:
+    assert fault(Source(path="nobody/nothing")).startswith(
+        "cannot read 'nobody/nothing' as a JSONL or Parquet file, a `datasets` folder or a Hub id: "
+    )
+
+
+def test_the_counts_of_every_source_and_filter_are_reported(tmp_path: pathlib.Path) -> None:
+    first = write(tmp_path / "a.jsonl", *[asking(str(n) * n) for n in range(1, 5)])
+    second = write(tmp_path / "b.jsonl", asking("x"), "{", asking("xxxxxx"))
+    sources = [
+        Source(path=first.path, weight=2.5),
+        Source(path=second.path),
+    ]
+    rows = read_training(Data(train=sources, max_bad_share=0.4), ())
+    assert [len(part) for part in rows.parts] == [10, 2]
+    made = make_prompts("train", rows, Letters(), 3)
+    # a: 4 rows become 10, the longest (4 letters) two or three times; b: one of its two good rows is too long
+    long = sum(row.messages[0]["content"] == "4444" for row in rows)
+    assert made.summary() == (
+        f"train: 12 rows, {11 - long} prompts (math {11 - long}); dropped {long + 1} over the length limit "
+        "(longest 6 tokens)\n"
+        f"  {first.path}: 4 rows; mixed to 10; - {long} over the length limit = {10 - long}\n"
+        f"  {second.path}: 3 rows - 1 bad (1 not JSON) = 2; - 1 over the length limit = 1"
+    )
+    assert [prompt.prompt_id for prompt in made.prompts] == [
+        n for n, row in enumerate(rows) if len(row.messages[0]["content"]) <= 3
+    ]
 
 
 class Letters:

@@ -58,7 +58,7 @@ def message(kind: type[Exception], *overrides: str) -> str:
 
 def test_a_sound_recipe_is_described(folder: pathlib.Path) -> None:
     assert startup.check(load("algorithm.minibatches=2")) == [
-        "rows.jsonl: 2 rows",
+        "rows.jsonl: 2 rows; 1 repeat an earlier prompt and are kept",
         "verifiers: gsm8k, math",
         "a step: 4 prompts x 2 samples = 8 samples, 8 optimizer steps (4 epochs x 2 minibatches)",
         "the run: 3 steps, 24 samples -> runs/x",
@@ -68,7 +68,7 @@ def test_a_sound_recipe_is_described(folder: pathlib.Path) -> None:
 def test_rows_that_are_no_file_are_said_to_be_unread(folder: pathlib.Path) -> None:
     lines = startup.check(load("data.eval=owner/rows"))
     assert lines[:3] == [
-        "rows.jsonl: 2 rows",
+        "rows.jsonl: 2 rows; 1 repeat an earlier prompt and are kept",
         "owner/rows: not a file, so its rows are read when the run starts",
         "verifiers: gsm8k, math, those that the rows not read here name",
     ]
@@ -118,8 +118,9 @@ def test_two_held_out_sets_of_one_name_are_refused_because_one_would_be_lost(fol
 
 def test_an_unknown_verifier_names_the_nearest_one(folder: pathlib.Path) -> None:
     (folder / "rows.jsonl").write_text(row("mth", "3"))
-    text = message(UnknownVerifierError)
-    assert text.startswith("no verifier is called 'mth'. Did you mean 'math'? Known: ")
+    text = message(DataError)
+    assert text.startswith("1 bad row of 1 in rows.jsonl: 1 unknown verifier; correct or remove:\n  rows.jsonl:1: ")
+    assert "no verifier is called 'mth'. Did you mean 'math'? Known: " in text
     assert text.endswith('or install a package with an entry point in group "rlvr.verifiers".')
 
 
