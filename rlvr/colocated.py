@@ -28,8 +28,10 @@ class Request:
     seed: int
     """Of this request's own generator."""
     temperature: float
-    """0 is greedy."""
+    """0 is greedy, and the recipe's truncation does nothing."""
     max_tokens: int
+    ignore_ends: bool = False
+    """Sample `max_tokens` tokens whatever they are: no end token and no stop string ends the completion."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,9 @@ class Sampled:
     logprobs: tuple[float, ...]
     """Nats, under the distribution that was sampled."""
     stopped: bool
-    """True when the last token is an end token."""
+    """True when the last token is an end token, or completes a stop string."""
+    stop_string: str | None
+    """The stop string that ended it."""
 
 
 class Sampler:
@@ -53,11 +57,12 @@ class Sampler:
         self.policy_version = -1
         """Weight updates received in this process after the first, which makes it 0."""
         self._request_count = 0
+        self._rollout = config.rollout
         self._can_sleep = torch.cuda.is_available() and config.sampler.sleep
         self._asleep = False
         self._llm = LLM(
             model=config.model.path,
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not config.rollout.stop_strings,  # which vLLM looks for in the text
             load_format="dummy",
             dtype=config.model.dtype,
             seed=config.seed,
@@ -83,19 +88,8 @@ class Sampler:
 
     def add(self, key: str, request: Request) -> None:
         """Queue one request under a name of the caller's; `step` samples it."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        params = SamplingParams(
-            temperature=request.temperature,
-            seed=request.seed,
-            max_tokens=request.max_tokens,
-            stop_token_ids=self.stop_token_ids,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        self._llm.llm_engine.add_request(key, {"prompt_token_ids": list(request.token_ids)}, params)
+        prompt: Any = {"prompt_token_ids": list(request.token_ids)}
+        self._llm.llm_engine.add_request(key, prompt, self.sampling_params(request))
 
     def is_busy(self) -> bool:
         """Whether requests are unfinished."""
@@ -106,10 +100,41 @@ class Sampler:
         outputs = self._llm.llm_engine.step()
         return [(output.request_id, self._sampled(output.outputs[0])) for output in outputs if output.finished]
 
+    def sampling_params(self, request: Request) -> Any:
+        """One request as vLLM's SamplingParams, the recipe's truncation and stop strings included."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        rollout = self._rollout
+        stop_strings = [] if request.ignore_ends else rollout.stop_strings
+        truncation: dict[str, Any] = {}
+        if request.temperature > 0:
+            truncation = {"top_p": rollout.top_p, "top_k": rollout.top_k or 0, "min_p": rollout.min_p}
+        return SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            min_tokens=0 if request.ignore_ends else rollout.min_tokens,
+            stop_token_ids=[] if request.ignore_ends else self.stop_token_ids,
+            ignore_eos=request.ignore_ends,
+            stop=stop_strings,
+            include_stop_str_in_output=bool(stop_strings),
+            detokenize=bool(stop_strings),
+            logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+            **truncation,
+        )
+
     def _sampled(self, output: Any) -> Sampled:
         token_ids = tuple(output.token_ids)
         logprobs = tuple(step[token].logprob for token, step in zip(token_ids, output.logprobs, strict=True))
-        return Sampled(token_ids=token_ids, logprobs=logprobs, stopped=output.finish_reason == "stop")
+        return Sampled(
+            token_ids=token_ids,
+            logprobs=logprobs,
+            stopped=output.finish_reason == "stop",
+            stop_string=output.stop_reason if isinstance(output.stop_reason, str) else None,
+        )
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability (temperature 1) of every token but the first of each sequence, in nats."""

@@ -113,7 +113,22 @@ class Rollout(Section):
     samples_per_prompt: Positive = 1
     max_tokens: Positive = 2048
     """Longest completion, in tokens. One that reaches it has no EOS."""
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    """Before so many tokens no end token is sampled and no stop string ends a completion."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Sample from the likeliest tokens whose probabilities add up to this. Truncation (also `top_k`, `min_p`,
+    `min_tokens`) makes the sampled distribution another than the policy that is trained: docs/rollouts.md."""
+    top_k: Positive | None = None
+    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Leave out tokens less likely than this share of the likeliest one's probability."""
+    stop_strings: list[Annotated[str, Field(min_length=1)]] = []
+    """Text that ends a completion. It belongs to the completion, which counts as ended (`reward.no_eos_score`)."""
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are sampled from less than the whole softmax."""
+        return self.top_p < 1.0 or self.top_k is not None or self.min_p > 0.0 or self.min_tokens > 0
 
 
 class Sampler(Section):
@@ -286,6 +301,17 @@ def _impossible(config: Config) -> list[str]:
         problems.append(
             f"algorithm.importance_cap={config.algorithm.importance_cap:g} does nothing with old_logprobs='sampler', "
             "whose ratio is to the sampler already: remove it, or set algorithm.old_logprobs='learner'"
+        )
+    if config.rollout.min_tokens > config.rollout.max_tokens:
+        problems.append(
+            f"rollout.min_tokens={config.rollout.min_tokens} is more than max_tokens={config.rollout.max_tokens}: "
+            "lower it"
+        )
+    if config.algorithm.old_logprobs == "sampler" and config.rollout.truncates:
+        problems.append(
+            "algorithm.old_logprobs='sampler' with truncated sampling (rollout.top_p, top_k, min_p or min_tokens) would "
+            "divide by the probability among the kept tokens, so that the ratio begins below 1: set "
+            "algorithm.old_logprobs='learner', or sample from the whole softmax"
         )
     if config.algorithm.kl_placement == "loss" and config.algorithm.kl_coefficient == 0.0:
         problems.append("algorithm.kl_placement='loss' does nothing with kl_coefficient=0: remove one")

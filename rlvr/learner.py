@@ -25,13 +25,15 @@ from rlvr.model import PolicyModel, load_critic, load_policy
 from rlvr.packing import pack
 from rlvr.records import PackedRow, Targets, Trajectories
 from rlvr.seeds import derive
+from rlvr.truncation import Truncation
 
 
 class Learner:
     """Policy and critic under DeepSpeed, and the frozen reference."""
 
-    def __init__(self, config: Config, *, total_updates: int) -> None:
+    def __init__(self, config: Config, *, total_updates: int, end_token_ids: Sequence[int] = ()) -> None:
         self.config = config
+        self._truncation = Truncation.of(config.rollout, end_token_ids)
         dtype, checkpointing = config.model.dtype, config.model.gradient_checkpointing
         policy = load_policy(
             config.model.path,
@@ -79,7 +81,8 @@ class Learner:
             rewards, values, batch.lengths, gamma=algorithm.gamma, gae_lambda=algorithm.gae_lambda
         )
         mean, variance = global_moments(advantages)
-        metrics = _target_metrics(batch, learner, entropy, reference, values, returns)
+        differences = None if learner is None else self._differences(batch, rows, learner)
+        metrics = _target_metrics(batch, learner, differences, entropy, reference, values, returns)
         if algorithm.whiten_advantages:
             advantages = whiten(advantages, mean=mean, variance=variance)
         return Targets(
@@ -175,6 +178,28 @@ class Learner:
 
         with self.policy.inference():
             return self._read(batch, rows, read), entropy
+
+    def sampler_differences(self, batch: Trajectories, rows: Sequence[PackedRow]) -> torch.Tensor:
+        """Sampler's log-probability minus the learner's, both of the distribution that was sampled, truncation included.
+
+        Returns:
+            float32 [tokens of `rows`], nats.
+        """
+        positions = torch.cat([torch.zeros(0, dtype=torch.int64), *map(torch.arange, batch.lengths.tolist())])
+        found = [torch.zeros(0)]
+        with self.policy.inference():
+            for row in rows:
+                at = row.token_index.cpu()
+                here = positions[at].to(row.targets.device)
+                learned, _ = self.policy(row, self.config.rollout.temperature, self._truncation, here)
+                found.append(batch.sampler_logprobs[at] - learned.float().cpu())
+        return torch.cat(found)
+
+    def _differences(self, batch: Trajectories, rows: Sequence[PackedRow], learner: torch.Tensor) -> torch.Tensor:
+        """Of every token where the whole softmax was sampled; else, for one more forward pass, of one packed row."""
+        if self._truncation is None:
+            return batch.sampler_logprobs - learner
+        return self.sampler_differences(batch, rows[:1])
 
     def _reference_logprobs(
         self, reference: PolicyModel, batch: Trajectories, rows: Sequence[PackedRow]
@@ -282,6 +307,7 @@ def global_moments(values: torch.Tensor) -> tuple[float, float]:
 def _target_metrics(
     batch: Trajectories,
     learner: torch.Tensor | None,
+    differences: torch.Tensor | None,
     entropy: torch.Tensor | None,
     reference: torch.Tensor | None,
     values: torch.Tensor,
@@ -293,21 +319,30 @@ def _target_metrics(
     policy = batch.sampler_logprobs if learner is None else learner
     sums = {
         "policy/kl_reference": 0.0 if reference is None else (policy - reference).sum().item(),
-        "policy/kl_sampler": 0.0 if learner is None else (batch.sampler_logprobs - learner).sum().item(),
-        "policy/sampler_difference": 0.0 if learner is None else (batch.sampler_logprobs - learner).abs().sum().item(),
+        "policy/kept_mass": 0.0 if learner is None else (learner - batch.sampler_logprobs).exp().sum().item(),
         "policy/entropy": 0.0 if entropy is None else entropy.sum().item(),
         "value/mean": values.sum().item(),
         "value/return_mean": returns.sum().item(),
     }
     total, *summed = distributed.sum_over_ranks([float(tokens), *sums.values()])
     metrics = {name: value / max(total, 1.0) for name, value in zip(sums, summed, strict=True)}
-    if learner is None:
-        for name in ("policy/kl_sampler", "policy/sampler_difference", "policy/entropy"):
-            del metrics[name]
+    if differences is None:
+        del metrics["policy/entropy"], metrics["policy/kept_mass"]
+    else:
+        metrics |= _agreement(differences)
     if reference is None:
         del metrics["policy/kl_reference"]
     explained = math.nan if variance_of_returns == 0 else 1.0 - variance_of_errors / variance_of_returns
     return metrics | {"value/explained_variance": explained}
+
+
+def _agreement(differences: torch.Tensor) -> dict[str, float]:
+    """Learner against sampler over the tokens compared, of all ranks."""
+    compared, signed, absolute = distributed.sum_over_ranks(
+        [float(differences.numel()), differences.sum().item(), differences.abs().sum().item()]
+    )
+    count = max(compared, 1.0)
+    return {"policy/kl_sampler": signed / count, "policy/sampler_difference": absolute / count}
 
 
 def _update_metrics(totals: dict[str, float], norms: list[tuple[float, float]]) -> dict[str, float]:

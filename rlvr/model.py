@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from rlvr.attention import attention_name, boundaries
 from rlvr.errors import ConfigError
 from rlvr.records import PackedRow
+from rlvr.truncation import Truncation, truncated_logprobs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -31,14 +32,25 @@ class PolicyModel(nn.Module):
         self.transformer = transformer
         self.head = TokenHead(transformer.get_output_embeddings(), chunk_tokens=logits_chunk_tokens)
 
-    def forward(self, row: PackedRow, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability of each completion token, and the entropy of the distribution it was drawn from.
+    def forward(
+        self,
+        row: PackedRow,
+        temperature: float,
+        truncation: Truncation | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of each completion token, and the entropy of the policy there.
+
+        Args:
+            truncation: take the log-probabilities of this truncated distribution; None takes the whole softmax.
+            positions: int64 [N], place of each token in its completion; needed for a truncation.
 
         Returns:
             float32 [N] and float32 [N], nats, at the given temperature. The entropy carries no gradient.
         """
         softcap = getattr(self.transformer.config, "final_logit_softcapping", None)
-        return self.head(_hidden(self.transformer, row), row.targets, temperature, softcap)
+        hidden = _hidden(self.transformer, row)
+        return self.head(hidden, row.targets, temperature, softcap, truncation, positions)
 
 
 class TokenHead(nn.Module):
@@ -55,12 +67,20 @@ class TokenHead(nn.Module):
         """The transformer's own; in a tuple, so that they are not counted as this module's too."""
 
     def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, softcap: float | None
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+        softcap: float | None,
+        truncation: Truncation | None = None,
+        positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logprobs, entropies = [], []
-        chunks = list(zip(hidden.split(self.chunk_tokens), targets.split(self.chunk_tokens), strict=True))
-        for part, wanted in chunks:
-            arguments = (part, *self.borrowed, wanted, temperature, softcap)
+        places = targets if positions is None else positions  # not read without a truncation
+        size = self.chunk_tokens
+        chunks = list(zip(hidden.split(size), targets.split(size), places.split(size), strict=True))
+        for part, wanted, at in chunks:
+            arguments = (part, *self.borrowed, wanted, temperature, softcap, truncation, at)
             if len(chunks) == 1 or not torch.is_grad_enabled():
                 logprob, entropy = _read_logits(*arguments)
             else:
@@ -103,13 +123,18 @@ def _read_logits(
     targets: torch.Tensor,
     temperature: float,
     softcap: float | None,
+    truncation: Truncation | None,
+    positions: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits = nn.functional.linear(hidden, weight, bias).float()
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     logits = logits / temperature
     normalizer = torch.logsumexp(logits, dim=-1)
-    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
+    if truncation is None:
+        logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
+    else:
+        logprobs = truncated_logprobs(logits, targets, positions, truncation)
     with torch.no_grad():
         entropy = normalizer - (torch.softmax(logits, dim=-1) * logits).sum(-1)
     return logprobs, entropy

@@ -44,10 +44,11 @@ class Parts:
             self.say(prompts.summary())
         self.pool: VerifierPool = start_pool(config, names)
         updates = config.training.steps * config.algorithm.epochs * config.algorithm.minibatches
-        self.learner = Learner(config, total_updates=updates)
+        end_token_ids = stop_token_ids(config.model.path, self.tokenizer)
+        self.learner = Learner(config, total_updates=updates, end_token_ids=end_token_ids)
         self.sampler = Sampler(
             config,
-            stop_token_ids=stop_token_ids(config.model.path, self.tokenizer),
+            stop_token_ids=end_token_ids,
             max_model_len=self._max_model_len(),
         )
         vocabulary = self.learner.policy.engine.module.transformer.config.vocab_size
@@ -107,10 +108,8 @@ class Parts:
         )
         scored = scorer.collect()
         batch = trajectories([dataclasses.replace(one, reward=0.0) for one in scored])
-        logprobs, _ = self.learner.logprobs(batch, self.learner.rows(batch))
-        total, count = distributed.sum_over_ranks(
-            [(logprobs - batch.sampler_logprobs).abs().sum().item(), float(logprobs.numel())]
-        )
+        differences = self.learner.sampler_differences(batch, self.learner.rows(batch))
+        total, count = distributed.sum_over_ranks([differences.abs().sum().item(), float(differences.numel())])
         difference = total / max(count, 1.0)
         refuse_disagreement(difference, self.sync.tolerance)
         return difference

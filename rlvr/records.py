@@ -47,6 +47,8 @@ class Stop(enum.StrEnum):
 
     EOS = "eos"
     """The model produced its end token, which is the last of `token_ids`."""
+    STRING = "string"
+    """A stop string of the recipe is complete with the last of `token_ids`."""
     LENGTH = "length"
     """`rollout.max_tokens` was reached: there is no EOS."""
 
@@ -63,9 +65,10 @@ class Completion:
     token_ids: tuple[int, ...]
     """Never empty."""
     logprobs: tuple[float, ...]
-    """Nats, one for each token: log-probability under the distribution that was sampled (temperature included)."""
+    """Nats, one for each token: log-probability under the distribution that was sampled (temperature and truncation
+    included)."""
     text: str
-    """Special tokens removed."""
+    """Special tokens removed; with a stop string at its end where one ended it."""
     stop: Stop
     policy_version: int
     """Weight updates that this process's sampler had received after its first."""

@@ -71,8 +71,8 @@ def roll_out(
             place=slot * samples_per_prompt + sample,
             token_ids=sampled.token_ids,
             logprobs=sampled.logprobs,
-            text=tokenizer.decode(sampled.token_ids, skip_special_tokens=True),
-            stop=Stop.EOS if sampled.stopped else Stop.LENGTH,
+            text=_text(tokenizer, sampled),
+            stop=_stop(sampled),
             policy_version=sampler.policy_version,
         )
         on_completion(index, completions[index])
@@ -84,6 +84,20 @@ def roll_out(
     with bar:
         sampler.generate(requests, finished)
     return [completions[index] for index in range(len(plan))]
+
+
+def _stop(sampled: Sampled) -> Stop:
+    if sampled.stop_string is not None:
+        return Stop.STRING
+    return Stop.EOS if sampled.stopped else Stop.LENGTH
+
+
+def _text(tokenizer: Any, sampled: Sampled) -> str:
+    """What the verifiers read: nothing after a stop string, though its last token may go on."""
+    text: str = tokenizer.decode(sampled.token_ids, skip_special_tokens=True)
+    if sampled.stop_string is None or sampled.stop_string not in text:
+        return text
+    return text[: text.index(sampled.stop_string) + len(sampled.stop_string)]
 
 
 def trajectories(scored: Sequence[Scored]) -> Trajectories:
