@@ -57,7 +57,7 @@ class Sampler:
         self.policy_version = -1
         """Weight updates received in this process after the first, which makes it 0."""
         self._request_count = 0
-        self._rollout = config.rollout
+        self.rollout = config.rollout
         self._can_sleep = torch.cuda.is_available() and config.sampler.sleep
         self._asleep = False
         self._llm = LLM(
@@ -105,7 +105,7 @@ class Sampler:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        rollout = self._rollout
+        rollout = self.rollout
         stop_strings = [] if request.ignore_ends else rollout.stop_strings
         truncation: dict[str, Any] = {}
         if request.temperature > 0:

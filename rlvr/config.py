@@ -309,8 +309,8 @@ def _impossible(config: Config) -> list[str]:
         )
     if config.algorithm.old_logprobs == "sampler" and config.rollout.truncates:
         problems.append(
-            "algorithm.old_logprobs='sampler' with truncated sampling (rollout.top_p, top_k, min_p or min_tokens) would "
-            "divide by the probability among the kept tokens, so that the ratio begins below 1: set "
+            "algorithm.old_logprobs='sampler' with truncated sampling (rollout.top_p, top_k, min_p, min_tokens) "
+            "would divide by the probability among the kept tokens, so that the ratio begins below 1: set "
             "algorithm.old_logprobs='learner', or sample from the whole softmax"
         )
     if config.algorithm.kl_placement == "loss" and config.algorithm.kl_coefficient == 0.0:

@@ -180,7 +180,7 @@ class Learner:
             return self._read(batch, rows, read), entropy
 
     def sampler_differences(self, batch: Trajectories, rows: Sequence[PackedRow]) -> torch.Tensor:
-        """Sampler's log-probability minus the learner's, both of the distribution that was sampled, truncation included.
+        """Sampler's log-probability minus the learner's, of the distribution that was sampled (truncation too).
 
         Returns:
             float32 [tokens of `rows`], nats.

@@ -217,6 +217,7 @@ def test_every_dependency_is_locked_inside_its_range(repository: pathlib.Path) -
         assert len(locked) == len(pins), "a package is pinned twice"
         assert all(re.fullmatch(r"==[^,*]+", str(pin.specifier)) for pin in pins)
         wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+        wanted += project["optional-dependencies"]["plots"]
         for requirement in map(Requirement, wanted + project["optional-dependencies"][device]):
             version = locked[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(version), f"{device}: {requirement} against {version}"
