@@ -5,6 +5,7 @@ Attention never crosses sequences (`rlvr.attention`).
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Sequence
 
@@ -40,17 +41,26 @@ def pack_sequences(
     max_tokens: int,
     device: torch.device | str = "cpu",
     select: Sequence[int] | None = None,
+    together: int = 1,
 ) -> list[PackedRow]:
     """Lay token sequences end to end. A sequence longer than `max_tokens` gets a row of its own: nothing is cut.
 
     Args:
         sequences: tokens of each of B sequences.
         targets: positions, ascending and above 0, of the tokens to predict in each sequence; never empty.
+        together: sequences 0 .. together-1, the next so many, and so on share a row; `select` has all of them or none.
     """
     chosen = range(len(sequences)) if select is None else select
-    sizes = {i: targets[i][-1] for i in chosen}  # what follows the last target is never read
+    sizes: dict[int, int] = collections.defaultdict(int)
+    for i in chosen:
+        sizes[i // together] += targets[i][-1]  # what follows the last target is never read
     offsets = [0, *itertools.accumulate(len(t) for t in targets)]
-    return [_row(group, sequences, targets, offsets, device) for group in bins(sizes, max_tokens)]
+    rows = []
+    for units in bins(sizes, max_tokens):
+        members = [unit * together + place for unit in units for place in range(together)]
+        members.sort(key=lambda i: (targets[i][-1], i))
+        rows.append(_row(members, sequences, targets, offsets, device))
+    return rows
 
 
 def bins(sizes: dict[int, int], max_tokens: int) -> list[list[int]]:

@@ -12,6 +12,8 @@ from sft_dpo import quickstart_task
 
 STAGES = {
     "sft": ("Sft", "sft_dpo.sft", "supervised fine-tuning"),
+    "dpo": ("Dpo", "sft_dpo.dpo", "preference tuning: DPO, length-normalised DPO or SimPO"),
+    "reward": ("Reward", "sft_dpo.reward_model", "a reward model from preference pairs"),
 }
 """Command: name of its recipe's schema in `sft_dpo.config`, module whose `work` reads what it needs, and help."""
 

@@ -5,12 +5,24 @@ All stages that train have the sections of `Stage`; a stage adds what its loss n
 
 from __future__ import annotations
 
+import pathlib
 from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
 
-from rlvr.config import Learner, Model, NonNegative, Optimizer, Positive, Section, Sources, precision_problems, refuse
+from rlvr.config import (
+    Learner,
+    Model,
+    NonNegative,
+    Optimizer,
+    Positive,
+    RowOptions,
+    Section,
+    Sources,
+    precision_problems,
+    refuse,
+)
 
 
 class StageTraining(Section):
@@ -27,8 +39,7 @@ class StageLog(Section):
     tensorboard: bool = False
 
 
-class StageData(Section):
-    train: Sources
+class StageData(RowOptions):
     eval: Sources = Field(default_factory=list)
     """Held-out examples; the loss on them is logged under the file's name."""
     max_tokens: Positive
@@ -56,6 +67,9 @@ class Stage(Section):
     def problems(self) -> list[str]:
         """Options that exclude each other, or that would do nothing in this run."""
         problems = precision_problems(self.model, self.learner)
+        names = [pathlib.PurePath(source.path).stem for source in self.data.eval]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            problems.append(f"data.eval has more than one set called {', '.join(twice)}: rename the files")
         if self.training.evaluate_every is not None and not self.data.eval:
             problems.append(
                 f"training.evaluate_every={self.training.evaluate_every} does nothing without data.eval: remove one"

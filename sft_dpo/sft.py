@@ -7,45 +7,51 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from rlvr import distributed
 from rlvr.chat import encode_conversations
-from rlvr.config import Source
-from rlvr.data import read_conversations
+from rlvr.data import TOKENIZED_AT_ONCE, Turns, counts_of, mixed, read_conversations, read_mixture
 from rlvr.engine import Engine
 from rlvr.errors import DataError
+from rlvr.mixing import Lazy
 from rlvr.model import load_policy
 from rlvr.packing import pack_sequences
 from rlvr.records import PackedRow
 from sft_dpo.config import Sft
 from sft_dpo.training import Objective, Work
 
+Encoded = tuple[tuple[int, ...], tuple[int, ...]]
+"""Tokens of a conversation, and the positions of those that are imitated."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Imitation(Objective):
     """Cross-entropy of the assistant's tokens, in nats per target token."""
 
-    sequences: tuple[tuple[int, ...], ...]
-    targets: tuple[tuple[int, ...], ...]
-    """Positions of the imitated tokens in each sequence."""
+    conversations: Sequence[Encoded]
+    """Tokenized when they are drawn: a set may be larger than memory."""
+    target_counts: npt.NDArray[np.int64]
+    """Imitated tokens of each conversation."""
     over_length: int
     """Conversations dropped because they have more than `data.max_tokens` tokens."""
     max_tokens_per_micro_batch: int
 
     def __len__(self) -> int:
-        return len(self.sequences)
+        return len(self.conversations)
 
     def weight(self, batch: Sequence[int]) -> float:
-        return float(sum(len(self.targets[i]) for i in batch))
+        return float(self.target_counts[list(batch)].sum())
 
     def pack(self, batch: Sequence[int]) -> list[PackedRow]:
+        drawn = [self.conversations[i] for i in batch]
         return pack_sequences(
-            self.sequences,
-            self.targets,
+            [tokens for tokens, _ in drawn],
+            [positions for _, positions in drawn],
             max_tokens=self.max_tokens_per_micro_batch,
             device=distributed.device(),
-            select=batch,
         )
 
     def parts(self, engine: Engine, rows: Sequence[PackedRow]) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
@@ -57,37 +63,46 @@ class Imitation(Objective):
 
 def work(config: Sft, tokenizer: Any) -> Work:
     """Read conversations and the policy."""
-    train = load_imitation(config, config.data.train, tokenizer)
-    held_out = {pathlib.Path(s.path).stem: load_imitation(config, [s], tokenizer) for s in config.data.eval}
+    rows = read_mixture(config.data, read_conversations, lambda turns: turns)
+    train = imitation(config, rows, tokenizer)
+    held_out = {}
+    for source in config.data.eval:
+        own = read_conversations(source, max_bad_share=config.data.max_bad_share, duplicates=config.data.duplicates)
+        held_out[pathlib.Path(source.path).stem] = imitation(config, mixed(source, own), tokenizer)
     model = load_policy(
         config.model.path,
         dtype=config.model.dtype,
         gradient_checkpointing=config.model.gradient_checkpointing,
         logits_chunk_tokens=config.learner.logits_chunk_tokens,
     )
-    report = [
+    report = [counts.line() for counts in counts_of(rows)]
+    report += [
         f"{name}: {len(one)} conversations, {one.over_length} dropped over {config.data.max_tokens} tokens"
-        for name, one in {"sft": train, **held_out}.items()
+        for name, one in [("sft", train), *held_out.items()]
     ]
     return Work(model=model, train=train, held_out=held_out, report=report)
 
 
-def load_imitation(config: Sft, sources: Sequence[Source], tokenizer: Any) -> Imitation:
-    """Read and tokenize. Raises DataError listing rows that cannot be used, or when none is left."""
-    sequences, targets, over_length = [], [], 0
-    for source in sources:
-        encoded = encode_conversations(tokenizer, read_conversations(source), turns=config.data.turns)
-        for tokens, positions in encoded:
-            if len(tokens) > config.data.max_tokens:
-                over_length += 1
-                continue
-            sequences.append(tokens)
-            targets.append(positions)
-    if not sequences:
+def imitation(config: Sft, rows: Sequence[Turns], tokenizer: Any) -> Imitation:
+    """Tokenize once, to drop (and count) what is too long. Raises DataError when none is left."""
+    kept: list[int] = []
+    targets: list[int] = []
+    for start in range(0, len(rows), TOKENIZED_AT_ONCE):
+        piece = rows[start : start + TOKENIZED_AT_ONCE]
+        encoded = encode_conversations(tokenizer, piece, turns=config.data.turns)
+        for number, (tokens, positions) in enumerate(encoded, start=start):
+            if len(tokens) <= config.data.max_tokens:
+                kept.append(number)
+                targets.append(len(positions))
+    if not kept:
         raise DataError(f"no conversation has at most data.max_tokens={config.data.max_tokens} tokens: raise the limit")
+
+    def make(index: int) -> Encoded:
+        return encode_conversations(tokenizer, [rows[kept[index]]], turns=config.data.turns)[0]
+
     return Imitation(
-        sequences=tuple(sequences),
-        targets=tuple(targets),
-        over_length=over_length,
+        conversations=Lazy(len(kept), make),
+        target_counts=np.array(targets, dtype=np.int64),
+        over_length=len(rows) - len(kept),
         max_tokens_per_micro_batch=config.learner.max_tokens_per_micro_batch,
     )

@@ -18,6 +18,7 @@ from tiny import largest_difference, model_config, weights
 from rlvr import distributed
 from rlvr.chat import encode_conversations
 from rlvr.config import Optimizer
+from rlvr.data import read_conversations, read_mixture
 from rlvr.engine import Engine
 from rlvr.errors import DataError, NonFiniteError, RunDirectoryError
 from rlvr.log import read_metrics
@@ -25,7 +26,7 @@ from rlvr.model import load_policy
 from rlvr.recipe import load_as
 from sft_dpo.config import Sft
 from sft_dpo.quickstart_task import train_tokenizer
-from sft_dpo.sft import Imitation, load_imitation, work
+from sft_dpo.sft import Imitation, imitation, work
 from sft_dpo.training import evaluate, run, train_step
 
 TURNS = [
@@ -73,7 +74,7 @@ def recipe(folder: pathlib.Path, **more: Any) -> Sft:
 
 
 def conversations(config: Sft, tokenizer: Any) -> Imitation:
-    return load_imitation(config, config.data.train, tokenizer)
+    return imitation(config, read_mixture(config.data, read_conversations, lambda turns: turns), tokenizer)
 
 
 def engine_of(folder: pathlib.Path, stage: int = 0) -> Engine:
@@ -85,7 +86,7 @@ def slow_losses(folder: pathlib.Path, data: Imitation) -> tuple[list[torch.Tenso
     """Cross-entropy of each conversation's target tokens, by `transformers` and a loop."""
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     losses = []
-    for tokens, targets in zip(data.sequences, data.targets, strict=True):
+    for tokens, targets in data.conversations:
         logits = plain(input_ids=torch.tensor([tokens])).logits[0]
         each = [torch.nn.functional.cross_entropy(logits[t - 1], torch.tensor(tokens[t])) for t in targets]
         losses.append(torch.stack(each))
@@ -111,9 +112,10 @@ def test_only_the_last_turn_is_imitated_where_the_recipe_says_so(folder: pathlib
     config = recipe(folder, data={"train": [str(folder / "rows.jsonl")], "turns": "last"})
     data = conversations(config, tokenizer)
     end = tokenizer.eos_token
-    assert said(tokenizer, data.sequences[1], data.targets[1]) == f"red red red{end}"
-    assert said(tokenizer, data.sequences[7], data.targets[7]) == f"a bear with a very long name{end}"
-    assert data.sequences == conversations(recipe(folder), tokenizer).sequences  # the earlier turn is still read
+    assert said(tokenizer, *data.conversations[1]) == f"red red red{end}"
+    assert said(tokenizer, *data.conversations[7]) == f"a bear with a very long name{end}"
+    everything = conversations(recipe(folder), tokenizer)
+    assert [tokens for tokens, _ in data.conversations] == [tokens for tokens, _ in everything.conversations]
 
 
 def test_the_loss_and_the_update_equal_a_slow_mean_over_all_target_tokens(folder: pathlib.Path, tokenizer: Any) -> None:
@@ -127,7 +129,7 @@ def test_the_loss_and_the_update_equal_a_slow_mean_over_all_target_tokens(folder
     assert evaluate(engine, data, 3)["loss"] == pytest.approx(loss.item(), abs=1e-5)
     ours = train_step(engine, data, range(len(ROWS)))
     assert ours["loss"] == pytest.approx(loss.item(), abs=1e-5)
-    assert ours["tokens"] == sum(len(s) - 1 for s in data.sequences)  # each but its last token is read
+    assert ours["tokens"] == sum(len(s) - 1 for s, _ in data.conversations)  # each but its last token is read
     assert largest_difference(weights(engine), dict(plain.named_parameters())) < 1e-5
 
 
@@ -166,11 +168,13 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(folder: pathl
 
 def test_long_conversations_are_dropped_whole_and_counted(folder: pathlib.Path, tokenizer: Any) -> None:
     everything = conversations(recipe(folder), tokenizer)
-    longest = max(map(len, everything.sequences))
+    lengths = [len(tokens) for tokens, _ in everything.conversations]
+    longest = max(lengths)
     data_options = {"train": [str(folder / "rows.jsonl")], "max_tokens": longest - 1}
     data = conversations(recipe(folder, data=data_options), tokenizer)
-    assert data.over_length == sum(len(s) == longest for s in everything.sequences)
-    assert list(data.sequences) == [s for s in everything.sequences if len(s) < longest]
+    assert data.over_length == lengths.count(longest)
+    assert list(data.conversations) == [one for one in everything.conversations if len(one[0]) < longest]
+    assert data.weight(range(len(data))) == sum(len(targets) for _, targets in data.conversations)
     with pytest.raises(DataError, match="max_tokens=1"):
         conversations(recipe(folder, data=data_options | {"max_tokens": 1}), tokenizer)
 
@@ -180,12 +184,13 @@ def test_the_command_learns_the_demonstrations_saves_them_and_overwrites_nothing
 ) -> None:
     saved = folder / "saved"
     recipe_file = folder / "recipe.toml"
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
     recipe_file.write_text(
         f"""
         stage = "sft"
         run_dir = "{saved}"
         model = {{ path = "{folder / "model"}", dtype = "float32" }}
-        data = {{ train = "{folder / "rows.jsonl"}", eval = {{ path = "{folder / "rows.jsonl"}", count = 2 }} }}
+        data = {{ train = "{folder / "rows.jsonl"}", eval = "{folder / "held_out.jsonl"}" }}
         optimizer = {{ learning_rate = 1e-2, schedule = "constant", epsilon = 1e-3 }}
         training = {{ epochs = 12, examples_per_step = 3, evaluate_every = 30 }}
         """
@@ -202,7 +207,7 @@ def test_the_command_learns_the_demonstrations_saves_them_and_overwrites_nothing
     assert before > 5.0  # about ln of the vocabulary
     assert after < 0.8 * before
     log = read_metrics(saved / "metrics.jsonl")
-    evaluated = {line["step"]: line["eval/rows/loss"] for line in log if "eval/rows/loss" in line}
+    evaluated = {line["step"]: line["eval/held_out/loss"] for line in log if "eval/held_out/loss" in line}
     assert list(evaluated) == [0, 30, 36]  # 3 steps of an epoch x 12; before, at 30, at the end
     held_out = [torch.cat(slow_losses(where, data)[0][:2]).mean().item() for where in (folder, saved)]
     assert [evaluated[0], evaluated[36]] == pytest.approx(held_out, abs=1e-4)

@@ -1,0 +1,62 @@
+"""A tiny model with a tokenizer, and rows for the stages before RLVR."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import torch
+import transformers
+from tiny import model_config
+
+from sft_dpo.quickstart_task import train_tokenizer
+
+PAIRS = [
+    ("What is 2 + 3?", "2 + 3 = 5", "2 + 3 = 6"),
+    ("Say red three times", "red red red", "red"),
+    ("Name an animal", "a bear", "a very long answer about a bear and a fox and a third animal"),
+    ("Shout", "OK", "ok then"),
+    ("Count to nine", "1 2 3 4 5 6 7 8 9", "1 2 3"),
+    ("Hi", "Hello there", "Bye"),
+]
+OPTIMIZER = {"learning_rate": 1e-2, "schedule": "constant", "epsilon": 1e-3, "warmup_ratio": 0.0}
+
+
+def pair_row(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
+    question = {"role": "user", "content": prompt}
+    sides = {
+        name: [question, {"role": "assistant", "content": answer}]
+        for name, answer in (("chosen", chosen), ("rejected", rejected))
+    }
+    return {"id": prompt, "prompt": prompt, **sides, "source": "test"}
+
+
+def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Write `model/`, `pairs.jsonl` and `conversations.jsonl`."""
+    tokenizer = train_tokenizer([text for row in PAIRS for text in row])
+    config = model_config("Llama", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [pair_row(*row) for row in PAIRS]
+    write_rows(folder / "pairs.jsonl", rows)
+    write_rows(folder / "conversations.jsonl", [{"messages": row["chosen"]} for row in rows])
+
+
+def table(folder: pathlib.Path, rows: str = "pairs.jsonl", **more: Any) -> dict[str, Any]:
+    """A recipe's table; sections of `more` are laid over it."""
+    base: dict[str, Any] = {
+        "run_dir": str(folder / "run"),
+        "model": {"path": str(folder / "model"), "dtype": "float32"},
+        "data": {"train": [str(folder / rows)]},
+        "optimizer": OPTIMIZER,
+        "training": {"epochs": 2, "examples_per_step": 4},
+    }
+    return base | {key: base.get(key, {}) | value if isinstance(value, dict) else value for key, value in more.items()}
