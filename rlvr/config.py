@@ -13,6 +13,8 @@ import pydantic
 import pydantic_core
 from pydantic import Field
 
+from rlvr.contradictions import WHITENED, differs, importance_problems, objective_problems
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -124,6 +126,11 @@ class Rollout(Section):
     """Leave out tokens less likely than this share of the likeliest one's probability."""
     stop_strings: list[Annotated[str, Field(min_length=1)]] = []
     """Text that ends a completion. It belongs to the completion, which counts as ended (`reward.no_eos_score`)."""
+    drop_groups_without_signal: bool = False
+    """Leave out groups whose known rewards are all equal, or fewer than two: a group's advantage is 0 there."""
+    refill_rounds: Annotated[int, Field(ge=0)] = 0
+    """Dynamic sampling: replace dropped groups by those of other prompts, in at most so many more rounds. A step that
+    is still short trains on what there is."""
 
     @property
     def truncates(self) -> bool:
@@ -150,6 +157,11 @@ class Reward(Section):
     verification_reward: float = 10.0
     no_eos_score: float | Literal["keep"] = -10.0
     """Replaces the score of a completion without EOS (Tülu 3.1: 0.0); `keep` leaves the verifier's."""
+    overlong_tokens: tuple[Positive, Positive] | None = None
+    """DAPO's soft punishment (arXiv 2503.14476, Eq. 13; there [16384, 20480]): between these lengths the reward falls in
+    a straight line, by `overlong_penalty` in all. None for none."""
+    overlong_penalty: NonNegative = 10.0
+    """In units of reward (DAPO: half of what lies between a right and a wrong answer)."""
     max_indeterminate_share: Fraction = 0.05
     """The run stops when more of one step's verdicts than this are indeterminate."""
 
@@ -166,15 +178,31 @@ class Verification(Section):
     """Judge training rows of one verifier by another, e.g. a control with a random reward; evaluation does not."""
 
 
+Advantage = Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
+
+
 class Algorithm(Section):
+    """The objective; docs/objectives.md compares the choices and says which papers' names they make."""
+
+    advantage: Advantage = "gae"
+    """`gae` needs a critic; all but `gae` and `reinforce_plus_plus` compare the samples of one prompt."""
+    loss: Literal["ppo", "gspo", "cispo"] = "ppo"
+    loss_aggregation: Literal["token", "sequence", "constant"] = "token"
+    """A mean over tokens (Tülu 3, DAPO), over samples' means (GRPO, GSPO), or a sum over samples x
+    rollout.max_tokens (Dr. GRPO). The critic's loss is always a mean over tokens."""
     gamma: Fraction = 1.0
     gae_lambda: Fraction = 0.95
-    whiten_advantages: bool = True
+    whiten_advantages: bool | None = None
+    """None: yes, but for advantages that are defined without (grpo, dr_grpo, rloo)."""
     kl_coefficient: NonNegative = 0.05
     """Beta. 0 leaves the reference model out."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     kl_placement: Literal["reward", "loss"] = "reward"
-    clip_ratio: Annotated[float, Field(gt=0.0)] = 0.2
+    clip_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    clip_ratio_high: Annotated[float, Field(gt=0.0)] | None = None
+    """Upper bound's distance from 1; None takes `clip_ratio` (DAPO: 0.28, Olmo 3: 0.272)."""
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
+    """Bounds the ratio where the advantage is negative (arXiv 1912.09729: 3.0); None for no bound."""
     value_clip: Annotated[float, Field(gt=0.0)] = 0.2
     value_coefficient: NonNegative = 0.1
     epochs: Positive = 4
@@ -182,9 +210,29 @@ class Algorithm(Section):
     old_logprobs: Literal["learner", "sampler"] = "learner"
     """Denominator of the ratio: computed by the learner before the first epoch, or the sampler's own. The sampler's
     saves a forward pass, and gives up the comparison of the two on every rollout. With the learner's, `importance_cap`
-    adds truncated importance sampling against the sampler's."""
+    and `importance_mask` weight the loss by the ratio learner/sampler."""
     importance_cap: Annotated[float, Field(gt=0.0)] | None = None
-    """Cap of the truncated importance weight learner/sampler (Olmo 3: 2.0); None leaves the weight out."""
+    """Cap of the truncated importance weight learner/sampler (Olmo 3: 2.0); None for no cap."""
+    importance_mask: tuple[NonNegative, NonNegative] | None = None
+    """Where the ratio is outside of these bounds the weight is 0 (IcePop: [0.5, 5.0]); None for no mask."""
+    importance_level: Literal["token", "sequence"] = "token"
+
+    @property
+    def whitened(self) -> bool:
+        """Whether advantages are whitened."""
+        if self.whiten_advantages is not None:
+            return self.whiten_advantages
+        return WHITENED[self.advantage] is not False
+
+    @property
+    def compares_groups(self) -> bool:
+        """Whether a sample's advantage is relative to the other samples of its prompt."""
+        return self.advantage not in ("gae", "reinforce_plus_plus")
+
+    @property
+    def corrects_importance(self) -> bool:
+        """Whether the loss is weighted by the ratio learner/sampler."""
+        return self.importance_cap is not None or self.importance_mask is not None
 
 
 class Optimizer(Section):
@@ -200,6 +248,8 @@ class Optimizer(Section):
 
 
 class Critic(Section):
+    """Of `algorithm.advantage = "gae"`; the others have none."""
+
     init: str = "policy"
     """`policy`, `scratch`, or folder or Hub id of a reward model (a sequence classifier with one label)."""
     optimizer: Optimizer = Optimizer()
@@ -284,6 +334,8 @@ def contradictions(config: Config) -> list[str]:
     return [
         *_impossible(config),
         *row_problems(config.data),
+        *objective_problems(config),
+        *importance_problems(config.algorithm),
         *precision_problems(config.model, config.learner),
         *_idle_evaluation(config),
     ]
@@ -296,11 +348,6 @@ def _impossible(config: Config) -> list[str]:
         problems.append(
             f"algorithm.minibatches={config.algorithm.minibatches} is more than the {samples} samples of a step "
             "(rollout.prompts_per_step x rollout.samples_per_prompt): lower it"
-        )
-    if config.algorithm.old_logprobs == "sampler" and config.algorithm.importance_cap is not None:
-        problems.append(
-            f"algorithm.importance_cap={config.algorithm.importance_cap:g} does nothing with old_logprobs='sampler', "
-            "whose ratio is to the sampler already: remove it, or set algorithm.old_logprobs='learner'"
         )
     if config.rollout.min_tokens > config.rollout.max_tokens:
         problems.append(
@@ -320,7 +367,7 @@ def _impossible(config: Config) -> list[str]:
             "algorithm.kl_estimator='k1' with kl_placement='loss' holds the policy to nothing: the gradient of k1 is "
             "that of log p(token), whose mean is 0 and in which the reference does not occur. Use 'k2' or 'k3'"
         )
-    if config.algorithm.kl_coefficient == 0.0 and _differs(config.algorithm, "kl_estimator"):
+    if config.algorithm.kl_coefficient == 0.0 and differs(config.algorithm, "kl_estimator"):
         problems.append(
             f"algorithm.kl_estimator={config.algorithm.kl_estimator!r} does nothing with kl_coefficient=0: remove one"
         )
@@ -329,7 +376,7 @@ def _impossible(config: Config) -> list[str]:
 
 def row_problems(data: RowOptions) -> list[str]:
     """Options of reading that would do nothing."""
-    changed = [name for name in Decontamination.model_fields if _differs(data.decontaminate, name)]
+    changed = [name for name in Decontamination.model_fields if differs(data.decontaminate, name)]
     if data.decontaminate.against or not changed:
         return []
     return [f"data.decontaminate.{changed[0]} does nothing without data.decontaminate.against: remove one"]
@@ -345,11 +392,6 @@ def precision_problems(model: Model, learner: Learner) -> list[str]:
     return []
 
 
-def _differs(section: Section, name: str) -> bool:
-    """Whether an option is not at its default; a written config.json has them all, so being written says nothing."""
-    return bool(getattr(section, name) != type(section).model_fields[name].default)
-
-
 def _idle_evaluation(config: Config) -> list[str]:
     """Options of the evaluation that are set where none takes place."""
     if config.data.eval and config.evaluation.enabled:
@@ -358,10 +400,10 @@ def _idle_evaluation(config: Config) -> list[str]:
     problems = []
     if config.training.evaluate_every is not None:
         problems.append(f"training.evaluate_every={config.training.evaluate_every} does nothing {reason}: remove one")
-    if _differs(config.evaluation, "samples_per_prompt"):
+    if differs(config.evaluation, "samples_per_prompt"):
         count = config.evaluation.samples_per_prompt
         problems.append(f"evaluation.samples_per_prompt={count} does nothing {reason}: remove one")
-    if _differs(config.evaluation, "options"):
+    if differs(config.evaluation, "options"):
         names = ", ".join(config.evaluation.options)
         problems.append(f"evaluation.options (of {names}) does nothing {reason}: remove one")
     return problems

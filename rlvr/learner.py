@@ -1,7 +1,8 @@
-"""The learner: policy, critic and reference, and one PPO update of the first two.
+"""The learner: policy, critic and reference, and one update of the first two.
 
 An update runs K epochs over the step's samples, each in `minibatches` parts; each part is packed into rows, one
-forward and backward a row, and one optimizer step. Losses are divided once by the part's tokens over all ranks.
+forward and backward a row, and one optimizer step. Losses are divided once by the part's totals over all ranks.
+There is a critic only where the advantage needs one, and a reference only where there is a KL term.
 """
 
 from __future__ import annotations
@@ -16,16 +17,28 @@ from typing import Any
 import torch
 
 from rlvr import distributed
-from rlvr.advantage import generalized_advantage_estimation, token_rewards, whiten
 from rlvr.config import Config
 from rlvr.engine import Engine
 from rlvr.errors import NonFiniteError
-from rlvr.loss import clipped_policy_loss, clipped_value_loss, kl_estimate, truncated_importance_weights
+from rlvr.importance import Correction, importance_weights
+from rlvr.loss import POLICY_LOSSES, Clip, Denominators, aggregate, clipped_value_loss, kl_estimate
 from rlvr.model import PolicyModel, load_critic, load_policy
 from rlvr.packing import pack
 from rlvr.records import PackedRow, Targets, Trajectories
 from rlvr.seeds import derive
+from rlvr.targets import advantages_and_returns, target_metrics
 from rlvr.truncation import Truncation
+
+UPDATE_METRICS = {
+    "policy/loss": "policy_loss",
+    "policy/clip_fraction_low": "clipped_low",
+    "policy/clip_fraction_high": "clipped_high",
+    "policy/clip_fraction_dual": "clipped_dual",
+    "policy/kl_old": "approximate_kl",
+    "value/loss": "value_loss",
+    "value/clip_fraction": "value_clipped",
+}
+"""Means over an update's tokens, and the sums that they are made of."""
 
 
 class Learner:
@@ -41,105 +54,146 @@ class Learner:
             gradient_checkpointing=checkpointing,
             logits_chunk_tokens=config.learner.logits_chunk_tokens,
         )
-        critic = load_critic(
-            config.critic.init,
-            config.model.path,
-            dtype=dtype,
-            gradient_checkpointing=checkpointing,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
         self.reference = _frozen_copy(policy) if config.algorithm.kl_coefficient > 0 else None
         stage = config.learner.zero_stage
         self.policy = Engine(
             "policy", policy, config.optimizer, zero_stage=stage, dtype=dtype, total_updates=total_updates
         )
-        self.critic = Engine(
-            "critic", critic, config.critic.optimizer, zero_stage=stage, dtype=dtype, total_updates=total_updates
+        self.critic = self._make_critic(total_updates) if config.algorithm.advantage == "gae" else None
+
+    def _make_critic(self, total_updates: int) -> Engine:
+        config, model = self.config, self.config.model
+        critic = load_critic(
+            config.critic.init,
+            model.path,
+            dtype=model.dtype,
+            gradient_checkpointing=model.gradient_checkpointing,
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+        stage = config.learner.zero_stage
+        return Engine(
+            "critic", critic, config.critic.optimizer, zero_stage=stage, dtype=model.dtype, total_updates=total_updates
         )
 
+    def engines(self) -> list[Engine]:
+        """What is trained."""
+        return [self.policy] if self.critic is None else [self.policy, self.critic]
+
     def targets(self, batch: Trajectories) -> tuple[Targets, dict[str, float]]:
-        """Forward passes before the update, then KL penalty, GAE and whitening.
+        """Forward passes before the update, then KL penalty, advantages and whitening.
 
         Returns the per-token arrays, and metrics of them over all ranks.
         """
         algorithm = self.config.algorithm
         rows = self.rows(batch)
+        learner, entropy, weights = None, None, None
         if algorithm.old_logprobs == "learner":
             learner, entropy = self.logprobs(batch, rows)
-            old, weights = learner, None
-            if algorithm.importance_cap is not None:
-                weights = truncated_importance_weights(learner, batch.sampler_logprobs, cap=algorithm.importance_cap)
-        else:
-            learner, entropy, old, weights = None, None, batch.sampler_logprobs, None
+            if algorithm.corrects_importance:
+                correction = Correction(
+                    cap=algorithm.importance_cap, mask=algorithm.importance_mask, level=algorithm.importance_level
+                )
+                weights = importance_weights(learner, batch.sampler_logprobs, _sample_of_token(batch), correction)
+        old = batch.sampler_logprobs if learner is None else learner
         reference = None if self.reference is None else self._reference_logprobs(self.reference, batch, rows)
-        with self.critic.inference():
-            values = self._read(batch, rows, self.critic)
-        kl = None if reference is None else kl_estimate(old, reference, algorithm.kl_estimator)
-        in_reward = kl if algorithm.kl_placement == "reward" else None
-        rewards = token_rewards(batch.rewards, batch.lengths, in_reward, algorithm.kl_coefficient)
-        advantages, returns = generalized_advantage_estimation(
-            rewards, values, batch.lengths, gamma=algorithm.gamma, gae_lambda=algorithm.gae_lambda
-        )
-        mean, variance = global_moments(advantages)
-        differences = None if learner is None else self._differences(batch, rows, learner)
-        metrics = _target_metrics(batch, learner, differences, entropy, reference, values, returns)
-        if algorithm.whiten_advantages:
-            advantages = whiten(advantages, mean=mean, variance=variance)
-        return Targets(
+        values = None
+        if self.critic is not None:
+            with self.critic.inference():
+                values = self._read(batch, rows, self.critic)
+        penalty = None
+        if reference is not None and algorithm.kl_placement == "reward":
+            penalty = kl_estimate(old, reference, algorithm.kl_estimator)
+        advantages, returns = advantages_and_returns(algorithm, batch, penalty, values)
+        targets = Targets(
             old_logprobs=old,
             reference_logprobs=reference,
             old_values=values,
             advantages=advantages,
             returns=returns,
             importance_weights=weights,
-        ), metrics
+        )
+        differences = None if learner is None else self._differences(batch, rows, learner)
+        return targets, target_metrics(batch, targets, learner, entropy, differences)
 
     def update(self, batch: Trajectories, targets: Targets, *, step: int) -> dict[str, float]:
-        """K epochs of PPO on one rollout batch. Returns metrics over all ranks."""
+        """K epochs on one rollout batch. Returns metrics over all ranks."""
         totals: dict[str, float] = defaultdict(float)
-        norms = []
+        norms: list[list[float]] = []
+        samples = _sample_of_token(batch)
         for epoch in range(self.config.algorithm.epochs):
             for part in self._minibatches(batch.places.tolist(), step=step, epoch=epoch):
                 rows = self.rows(batch, part)
                 tokens = sum(len(batch.completion_ids[i]) for i in part)
-                tokens_in_global_batch = distributed.sum_over_ranks([tokens])[0]
-                if tokens_in_global_batch == 0:  # fewer samples than minibatches on every rank: nothing to learn here
+                over = self._denominators(tokens, len(part))
+                if over.tokens_in_global_batch == 0:  # fewer samples than minibatches on every rank: nothing to learn
                     continue
-                self._backward_policy(rows, targets, tokens_in_global_batch, totals)
-                self._backward_critic(rows, targets, tokens_in_global_batch, totals)
+                self._backward_policy(rows, targets, samples, over, totals)
+                self._backward_critic(rows, targets, over, totals)
                 self._stop_unless_finite(totals)
-                norms.append((self.policy.step(), self.critic.step()))
+                norms.append([engine.step() for engine in self.engines()])
                 totals["tokens"] += tokens
-        return _update_metrics(totals, norms)
+        return self._update_metrics(totals, norms)
+
+    def _denominators(self, tokens: int, samples: int) -> Denominators:
+        """Totals over all ranks of one part's tokens and samples. Collective."""
+        all_tokens, all_samples = distributed.sum_over_ranks([tokens, samples])
+        return Denominators(
+            tokens_in_global_batch=all_tokens,
+            samples_in_global_batch=all_samples,
+            max_tokens=self.config.rollout.max_tokens,
+        )
+
+    def _update_metrics(self, totals: dict[str, float], norms: list[list[float]]) -> dict[str, float]:
+        names = UPDATE_METRICS if self.critic is not None else [n for n in UPDATE_METRICS if not n.startswith("value/")]
+        tokens, *sums = distributed.sum_over_ranks(
+            [totals["tokens"], *(totals[UPDATE_METRICS[name]] for name in names)]
+        )
+        metrics = {name: value / max(tokens, 1.0) for name, value in zip(names, sums, strict=True)}
+        bounds = [metrics[f"policy/clip_fraction_{bound}"] for bound in ("low", "high", "dual")]
+        metrics |= {"policy/clip_fraction": sum(bounds), "update/tokens": tokens}
+        for index, name in enumerate(("grad_norm", "critic_grad_norm")[: len(self.engines())]):
+            metrics[f"optim/{name}"] = sum(norm[index] for norm in norms) / max(len(norms), 1)
+        return metrics
 
     def learning_rates(self) -> dict[str, float]:
         """Rates of the coming update."""
-        return {"optim/lr": self.policy.learning_rate(), "optim/critic_lr": self.critic.learning_rate()}
+        rates = {"optim/lr": self.policy.learning_rate()}
+        return rates if self.critic is None else rates | {"optim/critic_lr": self.critic.learning_rate()}
 
     def _backward_policy(
-        self, rows: list[PackedRow], targets: Targets, tokens_in_global_batch: float, totals: dict[str, float]
+        self,
+        rows: list[PackedRow],
+        targets: Targets,
+        samples: torch.Tensor,
+        over: Denominators,
+        totals: dict[str, float],
     ) -> None:
         algorithm = self.config.algorithm
+        high = algorithm.clip_ratio if algorithm.clip_ratio_high is None else algorithm.clip_ratio_high
+        clip = Clip(low=algorithm.clip_ratio, high=high, dual=algorithm.dual_clip)
+        objective = POLICY_LOSSES[algorithm.loss]
         for row in rows:
             logprobs, _ = self.policy(row, self.config.rollout.temperature)
-            old = _at(targets.old_logprobs, row)
-            losses, clipped = clipped_policy_loss(
-                logprobs, old, _at(targets.advantages, row), clip_ratio=algorithm.clip_ratio
-            )
+            old, sample = _at(targets.old_logprobs, row), _at(samples, row)
+            found = objective(logprobs, old, _at(targets.advantages, row), sample, clip)
+            losses = found.losses
             if targets.importance_weights is not None:
                 losses = losses * _at(targets.importance_weights, row)
             if algorithm.kl_placement == "loss" and targets.reference_logprobs is not None:
                 reference = _at(targets.reference_logprobs, row)
                 losses = losses + algorithm.kl_coefficient * kl_estimate(logprobs, reference, algorithm.kl_estimator)
-            loss = losses.sum() / tokens_in_global_batch
-            totals["policy_loss"] += loss.item() * tokens_in_global_batch
-            totals["clipped"] += clipped.sum().item()
+            loss = aggregate(losses, sample, algorithm.loss_aggregation, over)
+            totals["policy_loss"] += loss.item() * over.tokens_in_global_batch
+            for bound in ("clipped_low", "clipped_high", "clipped_dual"):
+                totals[bound] += getattr(found, bound).sum().item()
             totals["approximate_kl"] += ((logprobs.detach() - old) ** 2 / 2).sum().item()
             self.policy.backward(loss)
 
     def _backward_critic(
-        self, rows: list[PackedRow], targets: Targets, tokens_in_global_batch: float, totals: dict[str, float]
+        self, rows: list[PackedRow], targets: Targets, over: Denominators, totals: dict[str, float]
     ) -> None:
+        if self.critic is None or targets.old_values is None or targets.returns is None:
+            return
         algorithm = self.config.algorithm
         for row in rows:
             losses, clipped = clipped_value_loss(
@@ -148,16 +202,16 @@ class Learner:
                 _at(targets.returns, row),
                 value_clip=algorithm.value_clip,
             )
-            loss = losses.sum() / tokens_in_global_batch
-            totals["value_loss"] += loss.item() * tokens_in_global_batch
+            loss = losses.sum() / over.tokens_in_global_batch
+            totals["value_loss"] += loss.item() * over.tokens_in_global_batch
             totals["value_clipped"] += clipped.sum().item()
             self.critic.backward(algorithm.value_coefficient * loss)
 
     def _stop_unless_finite(self, totals: dict[str, float]) -> None:
-        seen = {name: totals[name] for name in ("policy_loss", "value_loss")}
+        seen: dict[str, float] = {name: totals[name] for name in ("policy_loss", "value_loss") if name in totals}
         broken = not all(math.isfinite(value) for value in seen.values())
         # both gradients before either step: a broken critic must not leave an updated policy behind
-        for engine in (self.policy, self.critic):
+        for engine in self.engines():
             if not engine.gradient_is_finite():
                 seen[f"{engine.name}_gradient"] = math.nan
                 broken = True
@@ -246,13 +300,13 @@ class Learner:
 
     def save(self, folder: str) -> None:
         """Collective."""
-        self.policy.save(folder)
-        self.critic.save(folder)
+        for engine in self.engines():
+            engine.save(folder)
 
     def load(self, folder: str) -> None:
         """Collective."""
-        self.policy.load(folder)
-        self.critic.load(folder)
+        for engine in self.engines():
+            engine.load(folder)
 
 
 def save_pretrained(policy: Engine, folder: pathlib.Path, tokenizer: Any) -> None:
@@ -296,66 +350,6 @@ def same_number_on_every_rank(rows: list[PackedRow]) -> list[PackedRow]:
     return rows + [filler] * (most - len(rows))
 
 
-def global_moments(values: torch.Tensor) -> tuple[float, float]:
-    """Mean and unbiased variance over the tokens of all ranks."""
-    count, total = distributed.sum_over_ranks([float(values.numel()), values.double().sum().item()])
-    mean = total / max(count, 1.0)
-    squares = distributed.sum_over_ranks([((values.double() - mean) ** 2).sum().item()])[0]
-    return mean, squares / max(count - 1.0, 1.0)
-
-
-def _target_metrics(
-    batch: Trajectories,
-    learner: torch.Tensor | None,
-    differences: torch.Tensor | None,
-    entropy: torch.Tensor | None,
-    reference: torch.Tensor | None,
-    values: torch.Tensor,
-    returns: torch.Tensor,
-) -> dict[str, float]:
-    _, variance_of_returns = global_moments(returns)
-    _, variance_of_errors = global_moments(returns - values)
-    tokens = values.numel()
-    policy = batch.sampler_logprobs if learner is None else learner
-    sums = {
-        "policy/kl_reference": 0.0 if reference is None else (policy - reference).sum().item(),
-        "policy/kept_mass": 0.0 if learner is None else (learner - batch.sampler_logprobs).exp().sum().item(),
-        "policy/entropy": 0.0 if entropy is None else entropy.sum().item(),
-        "value/mean": values.sum().item(),
-        "value/return_mean": returns.sum().item(),
-    }
-    total, *summed = distributed.sum_over_ranks([float(tokens), *sums.values()])
-    metrics = {name: value / max(total, 1.0) for name, value in zip(sums, summed, strict=True)}
-    if differences is None:
-        del metrics["policy/entropy"], metrics["policy/kept_mass"]
-    else:
-        metrics |= _agreement(differences)
-    if reference is None:
-        del metrics["policy/kl_reference"]
-    explained = math.nan if variance_of_returns == 0 else 1.0 - variance_of_errors / variance_of_returns
-    return metrics | {"value/explained_variance": explained}
-
-
-def _agreement(differences: torch.Tensor) -> dict[str, float]:
-    """Learner against sampler over the tokens compared, of all ranks."""
-    compared, signed, absolute = distributed.sum_over_ranks(
-        [float(differences.numel()), differences.sum().item(), differences.abs().sum().item()]
-    )
-    count = max(compared, 1.0)
-    return {"policy/kl_sampler": signed / count, "policy/sampler_difference": absolute / count}
-
-
-def _update_metrics(totals: dict[str, float], norms: list[tuple[float, float]]) -> dict[str, float]:
-    names = ("policy_loss", "clipped", "approximate_kl", "value_loss", "value_clipped")
-    tokens, *sums = distributed.sum_over_ranks([totals["tokens"], *(totals[name] for name in names)])
-    policy_loss, clipped, approximate_kl, value_loss, value_clipped = (value / max(tokens, 1.0) for value in sums)
-    return {
-        "update/tokens": tokens,
-        "policy/loss": policy_loss,
-        "policy/clip_fraction": clipped,
-        "policy/kl_old": approximate_kl,
-        "value/loss": value_loss,
-        "value/clip_fraction": value_clipped,
-        "optim/grad_norm": sum(policy for policy, _ in norms) / max(len(norms), 1),
-        "optim/critic_grad_norm": sum(critic for _, critic in norms) / max(len(norms), 1),
-    }
+def _sample_of_token(batch: Trajectories) -> torch.Tensor:
+    """Which sample of the batch each completion token belongs to: int64 [N]."""
+    return torch.arange(len(batch.lengths)).repeat_interleave(batch.lengths)

@@ -73,6 +73,11 @@ class Completion:
     policy_version: int
     """Weight updates that this process's sampler had received after its first."""
 
+    @property
+    def group(self) -> int:
+        """The place of its group's first sample: a prompt that is drawn twice in a step makes two groups."""
+        return self.place - self.sample
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
@@ -123,7 +128,7 @@ class Trajectories:
     places: torch.Tensor
     """int64 [B]: place of each sample in the step over all ranks; the same whatever the number of ranks."""
     groups: torch.Tensor
-    """int64 [B]: prompt id of each sample."""
+    """int64 [B]: equal for the samples of one draw of one prompt; a prompt drawn twice in a step makes two groups."""
     rewards: torch.Tensor
     """float32 [B]: from the verifiers, before the KL penalty."""
     sampler_logprobs: torch.Tensor
@@ -138,11 +143,11 @@ class Targets:
     """Nats; the ratio's denominator."""
     reference_logprobs: torch.Tensor | None
     """Nats, of the frozen reference; None without a KL term."""
-    old_values: torch.Tensor
-    """The critic before the update, in units of reward."""
+    old_values: torch.Tensor | None
+    """The critic before the update, in units of reward; None without a critic."""
     advantages: torch.Tensor
     """After whitening."""
-    returns: torch.Tensor
-    """Advantage before whitening plus value: what the critic should say."""
+    returns: torch.Tensor | None
+    """Advantage before whitening plus value: what the critic should say; None without a critic."""
     importance_weights: torch.Tensor | None
-    """Truncated learner/sampler ratio that multiplies the policy loss; None leaves it out."""
+    """Learner/sampler ratio, capped or masked, that multiplies the policy loss; None leaves it out."""

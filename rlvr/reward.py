@@ -72,14 +72,29 @@ class Scorer:
 def score(completion: Completion, verdicts: tuple[Verdict, ...], reward: Reward) -> Scored:
     """Weight the verdicts; a completion without EOS has its score *replaced* (arXiv 2411.15124, section 6.2, item 4).
 
-    An indeterminate verdict makes the sample's score None: it leaves the loss and is counted.
+    The punishment for length, where the recipe has one, is taken from either. An indeterminate verdict makes the sample's score None: it leaves the loss and is counted.
     """
     if any(verdict.outcome is Outcome.INDETERMINATE for verdict in verdicts):
         return Scored(completion=completion, verdicts=verdicts, score=None, reward=None)
     mean = sum(verdict.score for verdict in verdicts) / len(verdicts)
+    weighted = mean * reward.verification_reward
     if completion.stop is Stop.LENGTH and reward.no_eos_score != "keep":
-        return Scored(completion=completion, verdicts=verdicts, score=mean, reward=reward.no_eos_score)
-    return Scored(completion=completion, verdicts=verdicts, score=mean, reward=mean * reward.verification_reward)
+        weighted = reward.no_eos_score
+    if reward.overlong_tokens is not None:
+        begins, ends = reward.overlong_tokens
+        weighted -= reward.overlong_penalty * overlong(len(completion.token_ids), begins=begins, ends=ends)
+    return Scored(completion=completion, verdicts=verdicts, score=mean, reward=weighted)
+
+
+def overlong(tokens: int, *, begins: int, ends: int) -> float:
+    """Share of the punishment for a completion of so many tokens: 0 up to `begins`, 1 from `ends` on.
+
+    DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13, negated): begins = L_max - L_cache, ends = L_max.
+
+    >>> [overlong(tokens, begins=16384, ends=20480) for tokens in (16384, 17408, 20480, 30000)]
+    [0.0, 0.25, 1.0, 1.0]
+    """
+    return min(max((tokens - begins) / (ends - begins), 0.0), 1.0)
 
 
 def reward_metrics(scored: Sequence[Scored], max_indeterminate_share: float) -> dict[str, float]:

@@ -109,7 +109,7 @@ def trajectories(scored: Sequence[Scored]) -> Trajectories:
         completion_ids=tuple(c.token_ids for c in completions),
         lengths=torch.tensor([len(c.token_ids) for c in completions], dtype=torch.int64),
         places=torch.tensor([c.place for c in completions], dtype=torch.int64),
-        groups=torch.tensor([c.prompt.prompt_id for c in completions], dtype=torch.int64),
+        groups=torch.tensor([c.group for c in completions], dtype=torch.int64),
         rewards=torch.tensor([one.reward for one in kept], dtype=torch.float32),
         sampler_logprobs=torch.tensor([p for c in completions for p in c.logprobs], dtype=torch.float32),
     )

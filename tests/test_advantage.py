@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import typing
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import samples_of
 
-from rlvr.advantage import generalized_advantage_estimation, token_rewards, whiten
+from rlvr.advantage import (
+    GROUP_ADVANTAGES,
+    generalized_advantage_estimation,
+    group_moments,
+    rewards_to_go,
+    token_rewards,
+    whiten,
+)
+from rlvr.config import Algorithm
 
 NUMBER = st.floats(-10.0, 10.0, width=32)
 RAGGED = st.lists(st.lists(st.tuples(NUMBER, NUMBER), min_size=1, max_size=7), min_size=1, max_size=5)
@@ -119,6 +129,80 @@ def test_token_rewards_equal_a_loop_over_samples(samples: list[tuple[float, list
         beta,
     )
     torch.testing.assert_close(ours, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+REWARDS = torch.tensor([10.0, 0.0, 4.0, 4.0, 0.0, 7.0, 2.0]).double()
+GROUPS = torch.tensor([24, 24, 8, 8, 24, 16, 24])
+# group 24: 10, 0, 0, 2: mean 3, squares 49 + 9 + 9 + 1 = 68, deviation sqrt(68 / 3) = 4.760952
+# group 8: 4, 4, without signal; group 16: one sample, without a baseline
+
+
+def group_advantage(name: str) -> list[float]:
+    return GROUP_ADVANTAGES[name](REWARDS, group_moments(REWARDS, GROUPS)).tolist()
+
+
+def test_grpo_by_hand() -> None:
+    # 7 / 4.760952 = 1.470294; -3 / 4.760952 = -0.630126; -1 / 4.760952 = -0.210042
+    expected = [1.470294, -0.630126, 0.0, 0.0, -0.630126, 0.0, -0.210042]
+    assert group_advantage("grpo") == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dr_grpo", "reinforce_plus_plus_baseline"])
+def test_dr_grpo_and_the_baseline_of_reinforce_plus_plus_by_hand(name: str) -> None:
+    assert group_advantage(name) == pytest.approx([7.0, -3.0, 0.0, 0.0, -3.0, 0.0, -1.0])
+
+
+def test_rloo_by_hand() -> None:
+    # means of the others: 2 / 3, 4, 4, 10 / 3:  10 - 0.666667; 0 - 4; 0 - 4; 2 - 3.333333
+    assert group_advantage("rloo") == pytest.approx([9.333333, -4.0, 0.0, 0.0, -4.0, 0.0, -1.333333], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", GROUP_ADVANTAGES)
+def test_a_group_of_equal_rewards_and_a_lone_sample_get_exactly_nothing(name: str) -> None:
+    rewards = torch.tensor([0.1, 0.1, 0.1, 0.3]).double()  # 3 x 0.1 / 3 is not 0.1 in binary
+    group = group_moments(rewards, torch.tensor([0, 0, 0, 1]))
+    assert GROUP_ADVANTAGES[name](rewards, group).tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_rank_without_samples_has_no_group_advantages() -> None:
+    nothing = torch.zeros(0).double()
+    group = group_moments(nothing, torch.zeros(0, dtype=torch.int64))
+    assert all(advantage(nothing, group).shape == (0,) for advantage in GROUP_ADVANTAGES.values())
+
+
+@given(st.lists(st.lists(NUMBER, min_size=1, max_size=6), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_group_advantages_equal_loops_over_groups_in_any_order(groups: list[list[float]], random: object) -> None:
+    slow: dict[str, list[float]] = {name: [] for name in GROUP_ADVANTAGES}
+    for group in groups:
+        mean = sum(group) / len(group)
+        deviation = (sum((r - mean) ** 2 for r in group) / max(len(group) - 1, 1)) ** 0.5
+        for r in group:
+            known = max(group) > min(group)
+            others = (sum(group) - r) / max(len(group) - 1, 1)
+            slow["grpo"].append((r - mean) / (deviation + 1e-8) if known else 0.0)
+            slow["rloo"].append(r - others if known else 0.0)
+            for name in ("dr_grpo", "reinforce_plus_plus_baseline"):
+                slow[name].append(r - mean if known else 0.0)
+    rewards = torch.tensor([r for group in groups for r in group], dtype=torch.float64)
+    names = torch.tensor([i for i, group in enumerate(groups) for _ in group])
+    order = list(range(len(rewards)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    for name, advantage in GROUP_ADVANTAGES.items():
+        ours = advantage(rewards[order], group_moments(rewards[order], names[order]))
+        torch.testing.assert_close(ours, torch.tensor(slow[name], dtype=torch.float64)[order], rtol=1e-4, atol=1e-6)
+
+
+def test_every_advantage_of_the_recipe_is_computed_somewhere() -> None:
+    by_token = {"gae", "reinforce_plus_plus"}
+    assert set(typing.get_args(Algorithm.model_fields["advantage"].annotation)) == by_token | set(GROUP_ADVANTAGES)
+
+
+def test_reinforce_plus_plus_by_hand() -> None:
+    # a KL penalty of 0.5 on each token, 10 and -10 at the ends: what is still to come
+    rewards = token_rewards(torch.tensor([10.0, -10.0]), torch.tensor([3, 1]), torch.full((4,), 0.5), 1.0)
+    assert rewards_to_go(rewards, torch.tensor([3, 1]), gamma=1.0).tolist() == [8.5, 9.0, 9.5, -10.5]
+    # gamma 0.5: 9.5, then -0.5 + 4.75 = 4.25, then -0.5 + 2.125 = 1.625
+    assert rewards_to_go(rewards, torch.tensor([3, 1]), gamma=0.5).tolist() == [1.625, 4.25, 9.5, -10.5]
 
 
 def test_whitening_by_hand() -> None:

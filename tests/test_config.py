@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import typing
 from typing import Any
 
 import pydantic
 import pytest
 
-from rlvr.config import Config
+from rlvr.config import Algorithm, Config
 from sft_dpo.config import Sft
 
 LEAST: dict[str, Any] = {
@@ -44,7 +45,9 @@ def test_defaults_are_those_of_tulu_3_table_21() -> None:
         0.1,
     )
     assert (algorithm.epochs, algorithm.minibatches, algorithm.kl_coefficient) == (4, 1, 0.05)
-    assert (algorithm.kl_estimator, algorithm.kl_placement, algorithm.whiten_advantages) == ("k1", "reward", True)
+    assert (algorithm.kl_estimator, algorithm.kl_placement, algorithm.whitened) == ("k1", "reward", True)
+    assert (algorithm.advantage, algorithm.loss, algorithm.loss_aggregation) == ("gae", "ppo", "token")
+    assert (algorithm.clip_ratio_high, algorithm.dual_clip, algorithm.corrects_importance) == (None, None, False)
     assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_ratio) == (3e-7, "linear", 0.0)
     assert (optimizer.max_gradient_norm, optimizer.weight_decay) == (1.0, 0.01)
     assert (made.reward.verification_reward, made.reward.no_eos_score) == (10.0, -10.0)
@@ -132,6 +135,122 @@ def test_options_of_a_kl_term_that_is_switched_off_are_refused(name: str) -> Non
     value = {"kl_estimator": "k3", "kl_placement": "loss"}[name]
     (problem,) = problems(algorithm={"kl_coefficient": 0.0, name: value})
     assert f"algorithm.{name}='{value}' does nothing with kl_coefficient=0" in problem
+
+
+GROUPED: dict[str, Any] = {"prompts_per_step": 4, "samples_per_prompt": 2}
+
+
+def test_each_advantage_is_whitened_as_it_is_defined() -> None:
+    whitened = {
+        name: config(rollout=GROUPED, algorithm={"advantage": name}).algorithm.whitened
+        for name in typing.get_args(Algorithm.model_fields["advantage"].annotation)
+    }
+    assert whitened == {
+        "gae": True,
+        "grpo": False,
+        "dr_grpo": False,
+        "rloo": False,
+        "reinforce_plus_plus": True,
+        "reinforce_plus_plus_baseline": True,
+    }
+    assert not config(algorithm={"whiten_advantages": False}).algorithm.whitened
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        (
+            {"algorithm": {"advantage": "grpo"}, "critic": {"init": "scratch"}},
+            "critic.init does nothing with algorithm.advantage='grpo', which has no critic: remove it",
+        ),
+        (
+            {"algorithm": {"advantage": "rloo"}, "critic": {"optimizer": {"learning_rate": 1e-3}}},
+            "critic.optimizer does nothing with algorithm.advantage='rloo', which has no critic: remove it",
+        ),
+        (
+            {"algorithm": {"advantage": "reinforce_plus_plus", "gae_lambda": 0.9}},
+            "algorithm.gae_lambda does nothing with algorithm.advantage='reinforce_plus_plus', which has no critic: "
+            "remove it",
+        ),
+        (
+            {"algorithm": {"advantage": "grpo", "gamma": 0.9}},
+            "algorithm.gamma=0.9 does nothing with algorithm.advantage='grpo': remove it",
+        ),
+        (
+            {"algorithm": {"advantage": "grpo"}, "rollout": {"prompts_per_step": 4}},
+            "algorithm.advantage='grpo' compares the samples of one prompt: set rollout.samples_per_prompt to 2 or "
+            "more",
+        ),
+        (
+            {"algorithm": {"advantage": "dr_grpo", "whiten_advantages": True}},
+            "algorithm.advantage='dr_grpo' is defined without whitening over the batch: remove "
+            "algorithm.whiten_advantages=true, or set algorithm.advantage to 'reinforce_plus_plus_baseline', the one "
+            "that whitens",
+        ),
+        (
+            {"algorithm": {"advantage": "reinforce_plus_plus_baseline", "whiten_advantages": False}},
+            "algorithm.advantage='reinforce_plus_plus_baseline' is defined with whitening over the batch: remove "
+            "algorithm.whiten_advantages=false, or set algorithm.advantage to 'dr_grpo'",
+        ),
+        (
+            {"algorithm": {"loss": "cispo", "dual_clip": 3.0}},
+            "algorithm.dual_clip=3 belongs to algorithm.loss='ppo': remove it",
+        ),
+        (
+            {"rollout": GROUPED | {"drop_groups_without_signal": True}},
+            "rollout.drop_groups_without_signal with algorithm.advantage='gae' would leave out samples that it learns "
+            "from: remove it",
+        ),
+        (
+            {"algorithm": {"advantage": "grpo"}, "rollout": GROUPED | {"refill_rounds": 3}},
+            "rollout.refill_rounds=3 does nothing without rollout.drop_groups_without_signal=true: set it, or remove "
+            "refill_rounds",
+        ),
+        (
+            {"reward": {"overlong_penalty": 1.0}},
+            "reward.overlong_penalty does nothing without reward.overlong_tokens: set it, or remove the penalty",
+        ),
+        (
+            {"reward": {"overlong_tokens": [2048, 4096]}},
+            "reward.overlong_tokens=[2048, 4096] does nothing: no completion is longer than rollout.max_tokens=2048",
+        ),
+        (
+            {"reward": {"overlong_tokens": [1024, 1024]}},
+            "reward.overlong_tokens=[1024, 1024]: the punishment must end after it begins",
+        ),
+        (
+            {"reward": {"overlong_tokens": [1024, 2048], "overlong_penalty": 0.0}},
+            "reward.overlong_tokens=[1024, 2048] does nothing with reward.overlong_penalty=0: remove both",
+        ),
+        (
+            {"algorithm": {"importance_mask": [0.5, 5.0], "old_logprobs": "sampler"}},
+            "algorithm.importance_mask=[0.5, 5.0] does nothing with old_logprobs='sampler', whose ratio is to the "
+            "sampler already: remove it, or set algorithm.old_logprobs='learner'",
+        ),
+        (
+            {"algorithm": {"importance_level": "sequence"}},
+            "algorithm.importance_level='sequence' does nothing without importance_cap or importance_mask: set one, "
+            "or remove it",
+        ),
+        (
+            {"algorithm": {"importance_mask": [1.5, 5.0]}},
+            "algorithm.importance_mask=[1.5, 5.0] must hold 1, the ratio of equal policies, inside",
+        ),
+        (
+            {"algorithm": {"importance_mask": [0.5, 2.0], "importance_cap": 2.0}},
+            "algorithm.importance_cap=2 does nothing with importance_mask=[0.5, 2.0], which drops what is above it: "
+            "remove the cap, or lower it",
+        ),
+    ],
+)
+def test_options_of_another_objective_are_refused(sections: dict[str, Any], problem: str) -> None:
+    assert problems(**({"rollout": GROUPED} | sections)) == [problem]
+
+
+def test_a_written_config_of_another_objective_is_a_valid_recipe() -> None:
+    """It has every option, those of the critic too, at their defaults."""
+    made = config(rollout=GROUPED, algorithm={"advantage": "grpo", "importance_mask": [0.5, 5.0]})
+    assert Config.model_validate_json(made.model_dump_json()) == made
 
 
 def test_options_of_an_evaluation_that_never_happens_are_refused() -> None:

@@ -21,8 +21,9 @@ from tiny import SHAPE, largest_difference, make_model, recipe, samples_of, shar
 from rlvr import distributed
 from rlvr.config import Config
 from rlvr.errors import NonFiniteError
-from rlvr.learner import Learner, global_moments, same_number_on_every_rank, save_pretrained
+from rlvr.learner import Learner, same_number_on_every_rank, save_pretrained
 from rlvr.records import Trajectories
+from rlvr.targets import global_moments
 from sft_dpo.quickstart_task import train_tokenizer
 
 EVERYTHING = list(range(8))
@@ -101,7 +102,7 @@ class PlainPpo:
             samples.append({"old": old, "reference": reference, "values": values, "weight": weight})
             samples[-1] |= {"advantages": advantages, "returns": advantages + values}
         every = torch.cat([s["advantages"] for s in samples])
-        if self.a.whiten_advantages:
+        if self.a.whitened:
             for s in samples:
                 s["advantages"] = (s["advantages"] - every.mean()) / (every.var() + 1e-8).sqrt()
         return samples

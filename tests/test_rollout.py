@@ -16,7 +16,7 @@ def completion(number: int, tokens: tuple[int, ...], *, stop: Stop = Stop.EOS) -
     return Completion(
         prompt=Prompt(prompt_id=number, token_ids=(9, number), text="q", tasks=(Task(verifier="m", ground_truth="3"),)),
         sample=0,
-        place=0,
+        place=2 * number,
         token_ids=tokens,
         logprobs=tuple(-token / 10 for token in tokens),
         text="",
@@ -40,7 +40,7 @@ def test_indeterminate_completions_are_left_out_and_tokens_stay_aligned() -> Non
     assert batch.prompt_ids == ((9, 4), (9, 6))
     assert batch.completion_ids == ((1, 2), (5, 6, 7))
     assert batch.lengths.tolist() == [2, 3]
-    assert batch.groups.tolist() == [4, 6]
+    assert batch.groups.tolist() == [8, 12]
     assert batch.rewards.tolist() == [10.0, -10.0]
     torch.testing.assert_close(batch.sampler_logprobs, torch.tensor([-0.1, -0.2, -0.5, -0.6, -0.7]))
 
