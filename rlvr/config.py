@@ -158,8 +158,8 @@ class Reward(Section):
     no_eos_score: float | Literal["keep"] = -10.0
     """Replaces the score of a completion without EOS (Tülu 3.1: 0.0); `keep` leaves the verifier's."""
     overlong_tokens: tuple[Positive, Positive] | None = None
-    """DAPO's soft punishment (arXiv 2503.14476, Eq. 13; there [16384, 20480]): between these lengths the reward falls in
-    a straight line, by `overlong_penalty` in all. None for none."""
+    """DAPO's soft punishment (arXiv 2503.14476, Eq. 13; there [16384, 20480]): between these lengths the reward falls
+    in a straight line, by `overlong_penalty` in all. None for none."""
     overlong_penalty: NonNegative = 10.0
     """In units of reward (DAPO: half of what lies between a right and a wrong answer)."""
     max_indeterminate_share: Fraction = 0.05

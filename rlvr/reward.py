@@ -72,7 +72,8 @@ class Scorer:
 def score(completion: Completion, verdicts: tuple[Verdict, ...], reward: Reward) -> Scored:
     """Weight the verdicts; a completion without EOS has its score *replaced* (arXiv 2411.15124, section 6.2, item 4).
 
-    The punishment for length, where the recipe has one, is taken from either. An indeterminate verdict makes the sample's score None: it leaves the loss and is counted.
+    The punishment for length, where the recipe has one, is taken from either.
+    An indeterminate verdict makes the sample's score None: it leaves the loss and is counted.
     """
     if any(verdict.outcome is Outcome.INDETERMINATE for verdict in verdicts):
         return Scored(completion=completion, verdicts=verdicts, score=None, reward=None)

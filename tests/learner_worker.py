@@ -32,7 +32,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
         batch.rewards[0] = math.nan
     if broken == "critic's gradient on the last rank" and distributed.rank() == distributed.world_size() - 1:
         learner.critic.engine.module.transformer.model.embed_tokens.register_forward_hook(break_gradient)
-    before = {"policy": weights(learner.policy), "critic": weights(learner.critic)}
+    before = all_weights(learner)
     history: list[dict[str, float]] = []
     error = None
     try:
@@ -44,9 +44,14 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
                 learner.load(case["checkpoint"])
     except NonFiniteError as caught:
         error = str(caught)
-    after = {"policy": weights(learner.policy), "critic": weights(learner.critic)}
+    after = all_weights(learner)
     moved = max(largest_difference(before[name], after[name]) for name in before)
     return {**after, "history": history, "errors": distributed.gather_objects(error), "moved": moved}
+
+
+def all_weights(learner: Learner) -> dict[str, dict[str, torch.Tensor]]:
+    """Of the policy, and of the critic where there is one. Collective."""
+    return {engine.name: weights(engine) for engine in learner.engines()}
 
 
 def break_gradient(module: Any, inputs: Any, output: torch.Tensor) -> None:
