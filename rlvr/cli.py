@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from rlvr.data_commands import add_data_commands
     from verifiers.commands import add_commands
 
     parser = argparse.ArgumentParser(prog="rlvr", description="Train a language model against verifiers.")
@@ -50,23 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="print the results of a run")
     report.add_argument("run_dir")
     report.set_defaults(handler=_report)
-    _data_commands(commands)
+    add_data_commands(commands)
     add_commands(commands)
     return parser
-
-
-def _data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    below = commands.add_parser("data", help="make rows of public data").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
-    convert = below.add_parser("convert", help="write a public data set as messages, ground_truth, dataset")
-    formats = convert.add_subparsers(required=True, metavar="FORMAT")
-    gsm8k = formats.add_parser("gsm8k", help="rows of openai/grade-school-math: question, answer")
-    gsm8k.add_argument("input", type=pathlib.Path, metavar="IN.jsonl")
-    gsm8k.add_argument("output", type=pathlib.Path, metavar="OUT.jsonl")
-    shots = "worked examples before each question, as Tülu 3 has them (default: 0)"
-    gsm8k.add_argument("--shots", type=int, choices=(0, 8), default=0, help=shots)
-    gsm8k.set_defaults(handler=_convert_gsm8k)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,14 +88,6 @@ def _check(arguments: argparse.Namespace) -> int:
         if not is_clean:
             return 1
     print("ok")
-    return 0
-
-
-def _convert_gsm8k(arguments: argparse.Namespace) -> int:
-    from rlvr.convert import convert_gsm8k
-
-    count = convert_gsm8k(arguments.input, arguments.output, shots=arguments.shots)
-    print(f"{arguments.output}: {count} rows, {arguments.shots} worked examples before each question")
     return 0
 
 

@@ -75,11 +75,21 @@ def as_sources(value: Any) -> Any:
 Sources = Annotated[list[Source], pydantic.BeforeValidator(as_sources)]
 
 
+class TextSource(Section):
+    """A set whose texts are compared, in whatever layout it is published."""
+
+    path: str
+    """JSONL (`.gz` too), JSON array or Parquet file, folder written by `datasets`, or Hub id."""
+    split: str = "train"
+    columns: list[str] = []
+    """Columns that are the prompt; without any, the user turns of `messages`, or the one column known to hold it."""
+
+
 class Decontamination(Section):
     """Training rows that occur in evaluation sets. The defaults are the method of arXiv 2411.15124, section 3.2."""
 
-    against: Sources = []
-    """Evaluation sets: rows with `messages`, or public files with one known column of text (docs/data.md)."""
+    against: Annotated[list[TextSource], pydantic.BeforeValidator(as_sources)] = []
+    """Evaluation sets, as rows or as they are published."""
     action: Literal["refuse", "remove rows", "remove set"] = "refuse"
     """`refuse` stops, and `remove set` leaves out the source, where it is contaminated; `remove rows` leaves out every
     row that an evaluation instance overlaps with, however few they are."""

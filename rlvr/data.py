@@ -18,7 +18,7 @@ from rlvr.mixing import shuffled as shuffled
 from rlvr.records import Prompt, Task
 from rlvr.rows import LOCAL_SUFFIXES as LOCAL_SUFFIXES
 from rlvr.rows import MOST_SHOWN as MOST_SHOWN
-from rlvr.rows import RowFault, Rows, SourceCounts, parsed, read
+from rlvr.rows import BadRow, RowFault, Rows, SourceCounts, parsed, read
 from verifiers import registry
 from verifiers.errors import UnknownVerifierError
 
@@ -70,6 +70,10 @@ class PromptSet:
     verifiers: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """How many tasks of the prompts each verifier has."""
     sources: tuple[SourceCounts, ...] = ()
+    bad: tuple[BadRow, ...] = ()
+    """Every bad row that was left out, and every duplicate that was kept."""
+    contamination: tuple[Any, ...] = ()
+    """What decontamination found, a `PairReport` for each training and evaluation set."""
 
     def batch(self, step: int, size: int, seed: int) -> list[Prompt]:
         """The prompts of a step: the endless sequence of epochs, each in an order of its own, cut in pieces of `size`.
@@ -78,6 +82,17 @@ class PromptSet:
         epoch's end.
         """
         return ordered_batch(self.prompts, step, size, seed)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON: the counts of each source and filter, every bad row, every overlap with an evaluation set."""
+        return {
+            "name": self.name,
+            "rows": self.rows,
+            "prompts": len(self.prompts),
+            "sources": [dataclasses.asdict(counts) for counts in self.sources],
+            "bad": [dataclasses.asdict(row) for row in self.bad],
+            "contamination": [report.record() for report in self.contamination],
+        }
 
     def summary(self) -> str:
         """What was read and what was dropped, and where more than one filter acted, the counts of each source.
@@ -90,7 +105,10 @@ class PromptSet:
             line += f"; dropped {self.over_length} over the length limit (longest {self.longest_dropped_tokens} tokens)"
         filtered = [counts for counts in self.sources if counts.line() != f"{counts.path}: {counts.rows} rows"]
         shown = self.sources if len(self.sources) > 1 else filtered
-        return "\n  ".join([line, *(counts.line() for counts in shown)])
+        listed = [str(row) for row in self.bad if row.kind != "duplicate prompt"]
+        more = [f"and {len(listed) - MOST_SHOWN} more, in data.json"] if len(listed) > MOST_SHOWN else []
+        found = [report.lines(0)[0] for report in self.contamination if report.overlaps]
+        return "\n  ".join([line, *(counts.line() for counts in shown), *listed[:MOST_SHOWN], *more, *found])
 
 
 def read_rows(
@@ -219,8 +237,12 @@ def mixed(source: Source, rows: Rows[T]) -> Rows[T]:
 
 def counts_of(rows: Sequence[Any]) -> tuple[SourceCounts, ...]:
     """What became of the rows of each source."""
+    return tuple(part.counts for part in _parts(rows))
+
+
+def _parts(rows: Sequence[Any]) -> list[Rows[Any]]:
     parts = rows.parts if isinstance(rows, Joined) else [rows]
-    return tuple(part.counts for part in parts if isinstance(part, Rows))
+    return [part for part in parts if isinstance(part, Rows)]
 
 
 def read_training(data: Data, plugins: Sequence[str]) -> Joined[Row]:
@@ -345,6 +367,8 @@ def make_prompts(name: str, rows: Sequence[Row], tokenizer: Any, max_prompt_toke
         name=name, prompts=Lazy(len(places), make), rows=len(rows), over_length=len(dropped),
         longest_dropped_tokens=max(dropped.values(), default=0), verifiers=dict(verifiers),
         sources=_with_over_length(rows, dropped),
+        bad=tuple(row for part in _parts(rows) for row in part.bad),
+        contamination=tuple(report for part in _parts(rows) for report in part.contamination),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -73,6 +74,8 @@ class SourceCounts:
     path: str
     rows: int
     """Read, blank lines not counted."""
+    checksum: int = 0
+    """CRC-32 of all of them, so that a resumed run can tell that its data has changed."""
     bad: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Left out, by kind."""
     kept_duplicates: int = 0
@@ -130,24 +133,26 @@ class Rows(LazySequence[T]):
         self.counts = counts
         self.bad = bad
         """Every bad row that was left out, and every duplicate that was kept."""
+        self.contamination: tuple[Any, ...] = ()
+        """What decontamination found, a `PairReport` for each evaluation set."""
 
     def __len__(self) -> int:
         return len(self._places)
 
+    def place(self, index: int) -> str:
+        """File and line of a row, or its set and number."""
+        return self._reader.name(int(self._numbers[index]))
+
     def _item(self, index: int) -> T:
-        place = self._reader.name(int(self._numbers[index]))
+        place = self.place(index)
         return self._build(self._reader.read(int(self._places[index]), place), place)
 
     def select(self, chosen: npt.NDArray[np.int64], **counts: Any) -> Rows[T]:
         """These rows, in this order, with some of the counts replaced."""
-        return Rows(
-            self._reader,
-            self._build,
-            self._places[chosen],
-            self._numbers[chosen],
-            dataclasses.replace(self.counts, **counts),
-            self.bad,
-        )
+        replaced = dataclasses.replace(self.counts, **counts)
+        rows = Rows(self._reader, self._build, self._places[chosen], self._numbers[chosen], replaced, self.bad)
+        rows.contamination = self.contamination
+        return rows
 
 
 def read(
@@ -173,9 +178,11 @@ def read(
     reader = _open(source)
     bad: list[BadRow] = []
     places, numbers, hashes = array.array("Q"), array.array("Q"), array.array("q")
-    total = 0
+    total = checksum = 0
     for place, number, raw in reader.scan():
         total += 1
+        as_bytes = raw if isinstance(raw, bytes) else repr(raw).encode("utf-8", "surrogatepass")
+        checksum = zlib.crc32(as_bytes, checksum)
         name = reader.name(number)
         try:
             row = build(raw, name)
@@ -193,7 +200,7 @@ def read(
         build,
         np.array(places, dtype=np.uint64),
         np.array(numbers, dtype=np.uint64),
-        SourceCounts(path=source.path, rows=total),
+        SourceCounts(path=source.path, rows=total, checksum=checksum),
         (),
     )
     repeated = _repeated(rows, np.array(hashes, dtype=np.int64), identity)
@@ -225,9 +232,8 @@ def _repeated(rows: Rows[T], hashes: npt.NDArray[np.int64], identity: Callable[[
         for number in group:
             earlier = first.setdefault(identity(rows[number]), number)
             if earlier != number:
-                name = rows._reader.name
-                place, same = name(int(rows._numbers[number])), name(int(rows._numbers[earlier]))
-                found[number] = BadRow(place=place, kind="duplicate prompt", text=f"the same prompt as {same}")
+                text = f"the same prompt as {rows.place(earlier)}"
+                found[number] = BadRow(place=rows.place(number), kind="duplicate prompt", text=text)
     return dict(sorted(found.items()))
 
 
@@ -323,15 +329,19 @@ def _parse(line: bytes, *, first: bool) -> Any:
         ) from None
 
 
+def open_table(source: Source) -> Any:
+    """The Arrow table of a Parquet file, a `datasets` folder or a Hub id. Raises DataError."""
+    path = pathlib.Path(source.path)
+    return _parquet(path) if path.suffix == ".parquet" and path.is_file() else _dataset(source, path)
+
+
 def _open(source: Source) -> _Lines | _Table:
     path = pathlib.Path(source.path)
     if path.suffix in LOCAL_SUFFIXES and not path.exists():
         raise DataError(f"there is no file {path} (looked in {pathlib.Path.cwd()})")
     if path.suffix in (".jsonl", ".json") and path.is_file():
         return _Lines(path)
-    if path.suffix == ".parquet" and path.is_file():
-        return _Table(source.path, _parquet(path))
-    return _Table(source.path, _dataset(source, path))
+    return _Table(source.path, open_table(source))
 
 
 def _parquet(path: pathlib.Path) -> Any:

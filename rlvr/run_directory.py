@@ -8,6 +8,7 @@ tensorboard/
 samples/           step_*.jsonl: best and worst completion of some groups, with verdicts
 checkpoints/       step_*/
 model/             the final policy, an ordinary Hugging Face folder
+data.json          counts of each source and filter, every bad row, overlaps with evaluation sets
 ledger.json        what became of every row, prompt, sample and token
 """
 
@@ -40,6 +41,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.ledger = self.path / "ledger.json"
+        self.data = self.path / "data.json"
 
     def refuse_if_used(self, *, resume: bool) -> None:
         """Raise RunDirectoryError when the folder holds a run that is not to be resumed, or none to resume."""
@@ -82,6 +84,20 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"cannot resume {self.path}: the recipe has changed in {'; '.join(changed.values())}. "
                 "Restore those values, or start a new run_dir."
+            )
+
+    def refuse_other_data(self, record: list[dict[str, Any]]) -> None:
+        """A resumed run draws from the rows it began with. Raises RunDirectoryError naming the sources that differ."""
+        if not self.data.exists():  # of a run that began before its data was recorded
+            return
+        before = json.loads(self.data.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(record))
+        if [one["sources"] for one in before] != [one["sources"] for one in now]:
+            was, is_now = ({s["path"]: s for one in sets for s in one["sources"]} for sets in (before, now))
+            changed = sorted(path for path in {*was, *is_now} if was.get(path) != is_now.get(path))
+            raise RunDirectoryError(
+                f"cannot resume {self.path}: the rows of {', '.join(changed)} are not those it began with "
+                f"({self.data} has their counts and checksums). Restore them, or start a new run_dir."
             )
 
 

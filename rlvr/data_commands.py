@@ -1,0 +1,95 @@
+"""The commands `data convert` and `decontaminate`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import time
+
+from rlvr.config import Decontamination, TextSource
+
+
+def add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add both to the parser of `python -m rlvr`."""
+    _add_convert(commands)
+    _add_decontaminate(commands)
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    below = commands.add_parser("data", help="make rows of public data").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    convert = below.add_parser("convert", help="write a public data set as messages, ground_truth, dataset")
+    formats = convert.add_subparsers(required=True, metavar="FORMAT")
+    gsm8k = formats.add_parser("gsm8k", help="rows of openai/grade-school-math: question, answer")
+    gsm8k.add_argument("input", type=pathlib.Path, metavar="IN.jsonl")
+    gsm8k.add_argument("output", type=pathlib.Path, metavar="OUT.jsonl")
+    shots = "worked examples before each question, as Tülu 3 has them (default: 0)"
+    gsm8k.add_argument("--shots", type=int, choices=(0, 8), default=0, help=shots)
+    gsm8k.set_defaults(handler=_convert_gsm8k)
+
+
+def _convert_gsm8k(arguments: argparse.Namespace) -> int:
+    from rlvr.convert import convert_gsm8k
+
+    count = convert_gsm8k(arguments.input, arguments.output, shots=arguments.shots)
+    print(f"{arguments.output}: {count} rows, {arguments.shots} worked examples before each question")
+    return 0
+
+
+def _add_decontaminate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "decontaminate",
+        help="find prompts of evaluation sets in training data",
+        description="Exit status 1 when a training set is contaminated. FILE::column,column names what the prompt is.",
+    )
+    parser.add_argument("--train", nargs="+", required=True, metavar="FILE", help="training data, in any layout")
+    parser.add_argument("--eval", nargs="+", required=True, metavar="FILE", help="evaluation sets, in any layout")
+    parser.add_argument("--report", type=pathlib.Path, metavar="OUT.json", help="write every overlap, with both texts")
+    parser.add_argument("--show", type=int, default=3, help="overlaps printed for each pair of sets (default: 3)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    for name, field in Decontamination.model_fields.items():
+        if name not in ("against", "action"):
+            flag = "--" + name.replace("_", "-")
+            parser.add_argument(flag, type=type(field.default), default=field.default, help=f"default: {field.default}")
+    parser.set_defaults(handler=_decontaminate)
+
+
+def _decontaminate(arguments: argparse.Namespace) -> int:
+    from rlvr.decontaminate import search_files, write_report
+
+    options = decontamination_options(arguments)
+    started = time.perf_counter()
+    reports = search_files(
+        [text_source(text) for text in arguments.train],
+        [text_source(text) for text in arguments.eval],
+        options,
+        workers=arguments.workers,
+    )
+    for report in reports:
+        print("\n".join(report.lines(arguments.show)))
+    seconds = time.perf_counter() - started
+    rows = sum({report.training: report.training_rows for report in reports}.values())
+    print(f"{rows:,} training rows in {seconds:.1f} s, reading the evaluation sets included")
+    if arguments.report is not None:
+        write_report(arguments.report, reports)
+        print(f"every overlap: {arguments.report}")
+    return 1 if any(report.contaminated for report in reports) else 0
+
+
+def decontamination_options(arguments: argparse.Namespace) -> Decontamination:
+    """The thresholds that were given. Raises ConfigError for those out of range."""
+    from rlvr.recipe import validate
+
+    given = {name: getattr(arguments, name) for name in Decontamination.model_fields if hasattr(arguments, name)}
+    return validate(Decontamination, given, "the command line")
+
+
+def text_source(text: str) -> TextSource:
+    """`PATH` or `PATH::column,column`.
+
+    >>> text_source("svamp.jsonl::Body,Question").columns
+    ['Body', 'Question']
+    """
+    path, _, columns = text.partition("::")
+    return TextSource(path=path, columns=[column for column in columns.split(",") if column])
