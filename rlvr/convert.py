@@ -1,124 +1,324 @@
-"""Public data sets as rows for RLVR: `python -m rlvr data convert gsm8k IN.jsonl OUT.jsonl --shots 8`."""
+"""Public data sets as rows for RLVR: `python -m rlvr data convert gsm8k IN OUT.jsonl --shots 8`.
+
+IN is the file as its authors publish it, or the same columns as Parquet, as a `datasets` folder or on the Hub. Every
+row's ground truth is read by its verifier, and the answer that comes with it is judged: it must be correct.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlvr.data import MOST_SHOWN
+from rlvr.config import TextSource
 from rlvr.errors import DataError
-from rlvr.recipe import nearest_file
+from rlvr.exemplars import GSM8K, MATH, Exemplars, question
+from rlvr.rows import MOST_SHOWN, RowFault, parsed
+from rlvr.texts import blocks, numbered
+from verifiers.base import Outcome, Sample, Verifier
+from verifiers.errors import GroundTruthError
+from verifiers.extract import boxed_answers
+from verifiers.pool import VerifierPool
+from verifiers.registry import VerifierSpec, build
 
-EXEMPLARS: tuple[tuple[str, str], ...] = (
-    (
-        "There are 15 trees in the grove. Grove workers will plant trees in the grove today. After they are done,"
-        " there will be 21 trees. How many trees did the grove workers plant today?",
-        "There are 15 trees originally. Then there were 21 trees after some more were planted. So there must have"
-        " been 21 - 15 = 6. So the answer is 6.",
-    ),
-    (
-        "If there are 3 cars in the parking lot and 2 more cars arrive, how many cars are in the parking lot?",
-        "There are originally 3 cars. 2 more cars arrive. 3 + 2 = 5. So the answer is 5.",
-    ),
-    (
-        "Leah had 32 chocolates and her sister had 42. If they ate 35, how many pieces do they have left in total?",
-        "Originally, Leah had 32 chocolates. Her sister had 42. So in total they had 32 + 42 = 74. After eating "
-        "35, they had 74 - 35 = 39. So the answer is 39.",
-    ),
-    (
-        "Jason had 20 lollipops. He gave Denny some lollipops. Now Jason has 12 lollipops. How many lollipops did"
-        " Jason give to Denny?",
-        "Jason started with 20 lollipops. Then he had 12 after giving some to Denny. So he gave Denny 20 - 12 = "
-        "8. So the answer is 8.",
-    ),
-    (
-        "Shawn has five toys. For Christmas, he got two toys each from his mom and dad. How many toys does he "
-        "have now?",
-        "Shawn started with 5 toys. If he got 2 toys each from his mom and dad, then that is 4 more toys. 5 + 4 ="
-        " 9. So the answer is 9.",
-    ),
-    (
-        "There were nine computers in the server room. Five more computers were installed each day, from monday "
-        "to thursday. How many computers are now in the server room?",
-        "There were originally 9 computers. For each of 4 days, 5 more computers were added. So 5 * 4 = 20 "
-        "computers were added. 9 + 20 is 29. So the answer is 29.",
-    ),
-    (
-        "Michael had 58 golf balls. On tuesday, he lost 23 golf balls. On wednesday, he lost 2 more. How many "
-        "golf balls did he have at the end of wednesday?",
-        "Michael started with 58 golf balls. After losing 23 on tuesday, he had 58 - 23 = 35. After losing 2 "
-        "more, he had 35 - 2 = 33 golf balls. So the answer is 33.",
-    ),
-    (
-        "Olivia has $23. She bought five bagels for $3 each. How much money does she have left?",
-        "Olivia had 23 dollars. 5 bagels for 3 dollars each will be 5 x 3 = 15 dollars. So she has 23 - 15 "
-        "dollars left. 23 - 15 is 8. So the answer is 8.",
-    ),
-)
-"""The eight worked examples of Wei et al. 2022 (arXiv 2201.11903, appendix, Table 20), with the closing words that
-Tülu 3 gives them, "So the answer is" for "The answer is" (allenai/open-instruct, scripts/create_ground_truth_data.py at
-06fb7188). That script writes no blank after `Answer:`; here there is one, as in the sources' other prompts.
-"""
+Problem = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """A row, and what proves it."""
+
+    place: str
+    prompt: str
+    ground_truth: Any
+    gold: str | None = None
+    """The published solution, which the verifier must judge correct; None takes the verifier's own gold completion."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A public data set."""
+
+    verifier: str
+    source: str
+    """Where it is published, and its columns."""
+    convert: Callable[[Problem, str, Exemplars], Converted]
+    """Raises RowFault."""
+    exemplars: Exemplars = ()
+    """Worked examples that are published for it."""
+    splits: Mapping[str, range] | None = None
+    """Task ids of each split, where one file holds several."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """What became of the rows."""
+
+    rows: int
+    written: int
+    other_splits: int
+    gold_correct: int
+    """Rows whose own answer the verifier judged correct."""
+    without_gold: int
+    """Rows without an answer to judge; their ground truth was read."""
+    problems: tuple[str, ...]
+    """Rows left out, with the reason."""
+
+    def summary(self) -> str:
+        """One line."""
+        text = f"{self.written} of {self.rows} rows; gold answers: {self.gold_correct} judged correct"
+        if self.without_gold:
+            text += f", {self.without_gold} rows have none to judge"
+        if self.other_splits:
+            text += f"; {self.other_splits} rows of other splits"
+        if self.problems:
+            text += f"; {len(self.problems)} left out"
+        return text
+
+
+def convert(
+    name: str,
+    source: str,
+    target: pathlib.Path,
+    *,
+    shots: int = 0,
+    split: str | None = None,
+    max_bad_share: float = 0.0,
+    workers: int = 1,
+) -> Conversion:
+    """Write a public data set as `messages, ground_truth, dataset`.
+
+    Args:
+        name: a key of FORMATS.
+        source: file, folder or Hub id.
+        shots: 0, or as many worked examples as are published.
+        split: of MBPP, by task id; of a Hub data set. A plain file is one split.
+        max_bad_share: rows that may be left out because they cannot be read or their gold answer is not correct.
+        workers: processes of the verifier.
+
+    Raises DataError when `source` is missing or has too many bad rows (listed by line; nothing is written then), when
+    `target` exists, or for a number of shots that is not published.
+    """
+    if target.exists():
+        raise DataError(f"{target} exists already. Remove it, or give another name.")
+    form = FORMATS[name]
+    if shots not in (0, len(form.exemplars)):
+        published = f"0 or {len(form.exemplars)}" if form.exemplars else "0"
+        raise DataError(f"--shots {shots}: what is published for {name} has {published}")
+    found = _read(form, source, form.exemplars[:shots], split)
+    correct, without_gold = _judge(form.verifier, found, workers)
+    problems = [f"{place}: {found.faults[place]}" for place in found.places if place in found.faults]
+    if not found.places:
+        raise DataError(f"{source} holds no rows")
+    if len(problems) > max_bad_share * len(found.places):
+        _refuse(name, source, problems, len(found.places))
+    kept = [row for row in found.rows if row.place not in found.faults]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("".join(_line(row, form.verifier) for row in kept), encoding="utf-8")
+    return Conversion(
+        rows=len(found.places), written=len(kept), other_splits=found.other_splits, gold_correct=correct,
+        without_gold=without_gold, problems=tuple(problems),
+    )  # fmt: skip
+
+
+def _refuse(name: str, source: str, problems: Sequence[str], total: int) -> None:
+    more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
+    shown = "\n  ".join(problems[:MOST_SHOWN])
+    share = math.ceil(len(problems) / total * 10_000) / 10_000
+    raise DataError(
+        f"{len(problems)} of {total} rows of {source} cannot be used as {name} ({FORMATS[name].source}); correct them, "
+        f"or leave them out with --max-bad-share {share:g}:\n  {shown}{more}"
+    )
+
+
+def _line(row: Converted, verifier: str) -> str:
+    messages = [{"role": "user", "content": row.prompt}]
+    columns = {"messages": messages, "ground_truth": row.ground_truth, "dataset": verifier}
+    return json.dumps(columns, ensure_ascii=False) + "\n"
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Found:
+    """What was read of a set."""
+
+    rows: list[Converted] = dataclasses.field(default_factory=list)
+    places: list[str] = dataclasses.field(default_factory=list)
+    """Of all rows of the split, good and bad, in order."""
+    faults: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Place and fault of bad rows."""
+    other_splits: int = 0
+
+
+def _read(form: Format, source: str, exemplars: Exemplars, split: str | None) -> _Found:
+    ids = (form.splits or {}).get(split or "")
+    if split is not None and ids is None and pathlib.Path(source).is_file():
+        known = f"; it has {', '.join(form.splits)}" if form.splits else ", because a file is one split. Remove it"
+        raise DataError(f"--split {split} does nothing for {source}{known}")
+    where = TextSource(path=source, split=split if split is not None and ids is None else "train")
+    found = _Found()
+    asked: dict[str, str] = {}
+    for place, raw in (item for block in blocks(where) for item in numbered(block)):
+        try:
+            problem = dict(parsed(raw, place))
+            if ids is not None and problem.get("task_id") not in ids:
+                found.other_splits += 1
+                continue
+            row = form.convert(problem, place, exemplars)
+            if (same := asked.setdefault(row.prompt, place)) != place:
+                raise RowFault("duplicate prompt", f"the same prompt as {same}")
+            found.rows.append(row)
+        except RowFault as fault:
+            found.faults[place] = str(fault)
+        found.places.append(place)
+    return found
+
+
+def _judge(verifier_name: str, found: _Found, workers: int) -> tuple[int, int]:
+    """Have the verifier read every ground truth and judge every gold answer; enter the faults.
+
+    Returns how many gold answers are correct, and how many rows have none.
+    """
+    spec = VerifierSpec(name=verifier_name)
+    verifier = build(spec)
+    correct = without_gold = 0
+    with VerifierPool({verifier_name: spec}, workers=workers, timeout_seconds=20.0) as pool:
+        for row in found.rows:
+            try:
+                gold = _gold(verifier, row)
+            except GroundTruthError as error:
+                found.faults[row.place] = str(error)
+                continue
+            if gold is None:
+                without_gold += 1
+                continue
+            pool.submit(row.place, verifier_name, Sample(completion=gold, ground_truth=row.ground_truth))
+        for place, verdict in pool.wait():
+            correct += verdict.outcome is Outcome.CORRECT
+            if verdict.outcome is not Outcome.CORRECT:
+                judged = f"the verifier {verifier_name} judges its own answer {verdict.outcome.value}"
+                found.faults[str(place)] = f"{judged}: {verdict.detail:.200}"
+    return correct, without_gold
+
+
+def _gold(verifier: Verifier, row: Converted) -> str | None:
+    verifier.check_ground_truth(row.ground_truth)
+    return row.gold if row.gold is not None else verifier.gold_completion(row.ground_truth)
+
+
+def _text(problem: Problem, *names: str) -> str:
+    """The first of these columns that holds text."""
+    for name in names:
+        if isinstance(problem.get(name), str) and problem[name].strip():
+            return str(problem[name])
+    wanted = " or ".join(names)
+    raise RowFault("missing keys", f"needs the text `{wanted}` (it has {', '.join(map(str, problem))})")
+
 
 _FINAL_ANSWER = re.compile(r"####\s*(\S.*?)\s*\Z")
 
 
-def convert_gsm8k(source: pathlib.Path, target: pathlib.Path, *, shots: int) -> int:
-    """Write GSM8K (openai/grade-school-math, `{"question", "answer"}` a line) as `messages, ground_truth, dataset`.
-
-    Args:
-        shots: 0, or 8 for the worked examples that Tülu 3 puts before every question.
-
-    Returns the number of rows. Raises DataError when `source` is missing or has bad rows (listed by line; nothing is
-    written then), or `target` exists.
-    """
-    if target.exists():
-        raise DataError(f"{target} exists already. Remove it, or give another name.")
-    prefix = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in EXEMPLARS[:shots])
-    rows, problems = [], []
-    for place, line in _lines(source):
-        try:
-            question, answer = _problem(line, place)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        message = {"role": "user", "content": f"{prefix}Question: {question}"}
-        rows.append({"messages": [message], "ground_truth": answer, "dataset": "gsm8k"})
-    if problems:
-        more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
-        shown = "\n  ".join(problems[:MOST_SHOWN])
-        raise DataError(f"{source} is not GSM8K as openai/grade-school-math writes it; correct it:\n  {shown}{more}")
-    if not rows:
-        raise DataError(f"{source} holds no rows")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return len(rows)
+def _gsm8k(problem: Problem, place: str, exemplars: Exemplars) -> Converted:
+    """The number behind `####`, without thousands commas: `tulu3_gsm8k` removes them from the completion alone, so that
+    "1,200" would never match."""
+    asked, solution = _text(problem, "question"), _text(problem, "answer")
+    final = _FINAL_ANSWER.search(solution)
+    if not final:
+        raise RowFault("empty ground truth", f"needs an answer that ends in `#### number`, got {solution!r:.80}")
+    return Converted(place=place, prompt=question(exemplars, asked), ground_truth=final[1].replace(",", ""))
 
 
-def _lines(source: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    if not source.is_file():
-        raise DataError(f"there is no file {source} (looked in {pathlib.Path.cwd()}).{nearest_file(source)}")
-    with source.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"{source}:{number}", line
+def _math(problem: Problem, place: str, exemplars: Exemplars) -> Converted:
+    """The content of the solution's last box; where there is no solution, the column `answer`."""
+    asked = _text(problem, "problem")
+    if not isinstance(problem.get("solution"), str):
+        return Converted(place=place, prompt=question(exemplars, asked), ground_truth=_text(problem, "answer"))
+    solution = problem["solution"]
+    boxes, trouble = boxed_answers(solution)
+    if not boxes or not boxes[-1].strip():
+        raise RowFault("empty ground truth", f"the solution has no \\boxed{{answer}} ({trouble}): {solution[-80:]!r}")
+    return Converted(place=place, prompt=question(exemplars, asked), ground_truth=boxes[-1])
 
 
-def _problem(line: bytes, place: str) -> tuple[str, str]:
-    """The question, and the number behind `####`.
+def _instructions(problem: Problem, place: str, exemplars: Exemplars) -> Converted:
+    """Arguments that are null are left out: the Hub's Parquet files name all of them in every row."""
+    ids, arguments = problem.get("instruction_id_list"), problem.get("kwargs")
+    if not isinstance(ids, list) or not isinstance(arguments, list) or not all(isinstance(a, dict) for a in arguments):
+        raise RowFault("missing keys", f"needs the lists `instruction_id_list` and `kwargs`, got {ids!r:.80}")
+    given = [{key: value for key, value in one.items() if value is not None} for one in arguments]
+    truth = {"instruction_id_list": ids, "kwargs": given}
+    return Converted(place=place, prompt=_text(problem, "prompt"), ground_truth=truth)
 
-    Thousands commas go: `tulu3_gsm8k` removes them from the completion alone, so that "1,200" would never match.
-    """
-    try:
-        row: Any = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise DataError(f"{place}: not one JSON object on a line ({error})") from error
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("question", "answer")):
-        raise DataError(f"{place}: needs the texts `question` and `answer`, got {row!r:.80}")
-    final = _FINAL_ANSWER.search(row["answer"])
-    if not final or not row["question"].strip():
-        raise DataError(f"{place}: needs a question, and an answer that ends in `#### number`, got {row!r:.160}")
-    return row["question"].strip(), final[1].replace(",", "")
+
+def _mbpp(problem: Problem, place: str, exemplars: Exemplars) -> Converted:
+    """The prompt of Austin et al. 2021 (arXiv 2108.07732, section 4.1; google-research/mbpp, README), up to where its
+    few-shot form has `[BEGIN]`."""
+    tests = problem.get("test_list")
+    if not isinstance(tests, list) or not tests:
+        raise RowFault("missing keys", f"needs the list `test_list`, got {tests!r:.80}")
+    asked, code = _text(problem, "text", "prompt"), _text(problem, "code")
+    setup = "\n".join([*(problem.get("test_imports") or []), problem.get("test_setup_code") or ""]).strip()
+    prompt = (
+        f"You are an expert Python programmer, and here is your task: {asked.strip()} "
+        "Your code should pass these tests:\n\n" + "\n".join(tests)
+    )
+    truth = {"tests": tests} | ({"setup": setup} if setup else {})
+    return Converted(place=place, prompt=prompt, ground_truth=truth, gold=_fenced(code.replace("\r\n", "\n")))
+
+
+def _humaneval(problem: Problem, place: str, exemplars: Exemplars) -> Converted:
+    """A chat needs a request, which the published prompt (the beginning of a file) is not; the words are ours."""
+    beginning, body = _text(problem, "prompt"), _text(problem, "canonical_solution")
+    prompt = f"Complete this Python function. Answer with the whole function in one code block.\n\n{_fenced(beginning)}"
+    truth = {"test": _text(problem, "test"), "entry_point": _text(problem, "entry_point")}
+    return Converted(place=place, prompt=prompt, ground_truth=truth, gold=_fenced(beginning + body))
+
+
+def _fenced(code: str) -> str:
+    return f"```python\n{code.rstrip()}\n```"
+
+
+FORMATS: dict[str, Format] = {
+    "gsm8k": Format(
+        verifier="gsm8k",
+        source="openai/grade-school-math: question, answer",
+        convert=_gsm8k,
+        exemplars=GSM8K,
+    ),
+    "math": Format(
+        verifier="math",
+        source="hendrycks/math, openai/prm800k: problem, solution or answer",
+        convert=_math,
+        exemplars=MATH,
+    ),
+    "ifeval": Format(
+        verifier="ifeval",
+        source="google-research/instruction_following_eval: prompt, instruction_id_list, kwargs",
+        convert=_instructions,
+    ),
+    "ifbench": Format(
+        verifier="ifbench",
+        source="allenai/IFBench: prompt, instruction_id_list, kwargs",
+        convert=_instructions,
+    ),
+    "mbpp": Format(
+        verifier="code",
+        source="google-research/mbpp: text or prompt, code, test_list",
+        convert=_mbpp,
+        splits={
+            "prompt": range(1, 11),
+            "test": range(11, 511),
+            "validation": range(511, 601),
+            "train": range(601, 975),
+        },
+    ),
+    "humaneval": Format(
+        verifier="code",
+        source="openai/human-eval: prompt, canonical_solution, test, entry_point",
+        convert=_humaneval,
+    ),
+}
+"""MBPP's splits are those of its README: ten few-shot prompts, then test, validation and training tasks."""

@@ -16,24 +16,47 @@ def add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from rlvr.convert import FORMATS
+
     below = commands.add_parser("data", help="make rows of public data").add_subparsers(
         required=True, metavar="COMMAND"
     )
     convert = below.add_parser("convert", help="write a public data set as messages, ground_truth, dataset")
     formats = convert.add_subparsers(required=True, metavar="FORMAT")
-    gsm8k = formats.add_parser("gsm8k", help="rows of openai/grade-school-math: question, answer")
-    gsm8k.add_argument("input", type=pathlib.Path, metavar="IN.jsonl")
-    gsm8k.add_argument("output", type=pathlib.Path, metavar="OUT.jsonl")
-    shots = "worked examples before each question, as Tülu 3 has them (default: 0)"
-    gsm8k.add_argument("--shots", type=int, choices=(0, 8), default=0, help=shots)
-    gsm8k.set_defaults(handler=_convert_gsm8k)
+    for name, form in FORMATS.items():
+        one = formats.add_parser(name, help=form.source)
+        one.add_argument("input", metavar="IN", help="the published file, Parquet, a `datasets` folder or a Hub id")
+        one.add_argument("output", type=pathlib.Path, metavar="OUT.jsonl")
+        shots = "worked examples before each question, as Tülu 3 has them (default: 0)"
+        if form.exemplars:
+            one.add_argument("--shots", type=int, choices=(0, len(form.exemplars)), default=0, help=shots)
+        splits = f"; of a file, by task id: {', '.join(form.splits)}" if form.splits else ""
+        one.add_argument("--split", help=f"split of a Hub data set (default: train){splits}")
+        bad = (
+            "rows that may be left out, because they cannot be read or their answer is not judged correct (default: 0)"
+        )
+        one.add_argument("--max-bad-share", type=float, default=0.0, help=bad)
+        one.add_argument("--workers", type=int, default=1, help="processes of the verifier (default: 1)")
+        one.set_defaults(handler=_convert, format=name)
 
 
-def _convert_gsm8k(arguments: argparse.Namespace) -> int:
-    from rlvr.convert import convert_gsm8k
+def _convert(arguments: argparse.Namespace) -> int:
+    from rlvr.convert import convert
 
-    count = convert_gsm8k(arguments.input, arguments.output, shots=arguments.shots)
-    print(f"{arguments.output}: {count} rows, {arguments.shots} worked examples before each question")
+    shots = getattr(arguments, "shots", 0)
+    done = convert(
+        arguments.format,
+        arguments.input,
+        arguments.output,
+        shots=shots,
+        split=arguments.split,
+        max_bad_share=arguments.max_bad_share,
+        workers=arguments.workers,
+    )
+    before = f", {shots} worked examples before each question" if shots else ""
+    print(
+        "\n".join([f"{arguments.output}: {done.summary()}{before}", *(f"  left out {text}" for text in done.problems)])
+    )
     return 0
 
 

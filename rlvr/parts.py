@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import time
 from collections.abc import Iterator
@@ -71,6 +72,9 @@ class Parts:
         """Open the run directory, resume or begin, publish the first weights, prove that they arrived, and check the
         log-prob contract. Returns the first step."""
         first = 0
+        data = [prompts.record() for prompts in (self.train_set, *self.eval_sets)]
+        if resume:
+            run.refuse_other_data(data)
         if resume and checkpoint.complete(run.checkpoints):
             state = checkpoint.resume(run.checkpoints, self.learner)
             first = int(state["step"])
@@ -79,6 +83,7 @@ class Parts:
         difference = self._contract_difference()
         if distributed.rank() == 0:  # a run that cannot begin leaves no run directory behind
             run.create(self.config, recipe_text)
+            run.data.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
             self._log = MetricsLog(run, tensorboard=self.config.log.tensorboard, resume_at=first if resume else None)
         distributed.barrier()
         self.say(

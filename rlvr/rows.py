@@ -316,7 +316,9 @@ def parsed(raw: Any, place: str) -> Mapping[str, Any]:
 
 def _parse(line: bytes, *, first: bool) -> Any:
     try:
-        return json.loads(line.decode("utf-8-sig" if first else "utf-8"))  # a byte order mark may begin a file only
+        return json.loads(
+            line.rstrip().decode("utf-8-sig" if first else "utf-8")
+        )  # a byte order mark may begin a file only
     except UnicodeDecodeError as error:
         raise RowFault(
             "not UTF-8", f"not UTF-8 (byte {line[error.start]:#04x} at byte {error.start + 1} of the line)"

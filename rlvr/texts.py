@@ -83,7 +83,7 @@ def texts_in(block: Block) -> list[Text]:
     """The texts of a block's rows. Raises DataError that lists rows without one by file and line."""
     found: list[Text] = []
     problems: list[str] = []
-    for place, raw in _numbered(block):
+    for place, raw in numbered(block):
         try:
             found.append(Text(place=place, turns=_turns(parsed(raw, place), block.source)))
         except RowFault as fault:
@@ -95,7 +95,8 @@ def texts_in(block: Block) -> list[Text]:
     return found
 
 
-def _numbered(block: Block) -> Iterator[tuple[str, Any]]:
+def numbered(block: Block) -> Iterator[tuple[str, Any]]:
+    """Place and value of each row; a line of JSONL is not parsed yet."""
     if block.lines is None:
         yield from ((f"{block.source.path}[{number}]", row) for number, row in enumerate(block.rows, block.first))
         return

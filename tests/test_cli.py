@@ -142,7 +142,10 @@ def test_the_verifier_commands_are_part_of_the_program(capsys: pytest.CaptureFix
 def test_data_convert_writes_rows_that_check_accepts(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "gsm8k.jsonl").write_text(json.dumps({"question": "1 + 2?", "answer": "1 + 2 = 3\n#### 3"}) + "\n")
     assert main(["data", "convert", "gsm8k", "gsm8k.jsonl", "out/rows.jsonl", "--shots", "8"]) == 0
-    assert capsys.readouterr().out == "out/rows.jsonl: 1 rows, 8 worked examples before each question\n"
+    assert (
+        capsys.readouterr().out
+        == "out/rows.jsonl: 1 of 1 rows; gold answers: 1 judged correct, 8 worked examples before each question\n"
+    )
     assert main(["check", "r.toml", "data.train=out/rows.jsonl"]) == 0
     assert "verifiers: gsm8k" in capsys.readouterr().out
     assert main(["data", "convert", "gsm8k", "gsm8k.jsonl", "out/rows.jsonl"]) == 2

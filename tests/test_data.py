@@ -242,6 +242,9 @@ def test_bad_rows_up_to_the_allowed_share_are_left_out_and_kept_on_record(tmp_pa
     assert str(rows.bad[1]) == f"{source.path}:4: the same prompt as {source.path}:1"
     with pytest.raises(DataError, match=r"1 bad row of 4 in .* is more than max_bad_share=0.24 allows: 1 not JSON"):
         read_rows(source, max_bad_share=0.24)
+    made = make_prompts("train", rows, Letters(), 100)
+    assert made.summary().splitlines()[2].startswith(f"  {source.path}:2: not one JSON object on a line")
+    assert [row["place"] for row in made.record()["bad"]] == [f"{source.path}:2", f"{source.path}:4"]
     fewer = read_rows(source, max_bad_share=0.5, duplicates="bad")
     assert [row.place for row in fewer] == [f"{source.path}:{line}" for line in (1, 3)]
     assert dict(fewer.counts.bad) == {"not JSON": 1, "duplicate prompt": 1}
@@ -288,7 +291,9 @@ def test_the_counts_of_every_source_and_filter_are_reported(tmp_path: pathlib.Pa
         f"train: 12 rows, {11 - long} prompts (math {11 - long}); dropped {long + 1} over the length limit "
         "(longest 6 tokens)\n"
         f"  {first.path}: 4 rows; mixed to 10; - {long} over the length limit = {10 - long}\n"
-        f"  {second.path}: 3 rows - 1 bad (1 not JSON) = 2; - 1 over the length limit = 1"
+        f"  {second.path}: 3 rows - 1 bad (1 not JSON) = 2; - 1 over the length limit = 1\n"
+        f"  {second.path}:2: not one JSON object on a line "
+        "(Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"
     )
     assert [prompt.prompt_id for prompt in made.prompts] == [
         n for n, row in enumerate(rows) if len(row.messages[0]["content"]) <= 3

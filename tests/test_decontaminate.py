@@ -155,7 +155,7 @@ def test_a_prompt_that_is_not_known_is_asked_for_and_never_guessed(tmp_path: pat
         f"  {path}:2: no known column of text (it has Body): name it, as PATH::column",
     ]
     with pytest.raises(DataError, match=r"there is no file .*q\.jsonl"):
-        search(str(tmp_path / "q.jsonl"), path)
+        search(str(tmp_path / "q.jsonl"), str(tmp_path / "q.jsonl"))
 
 
 def test_the_command_prints_and_writes_what_it_found(

@@ -112,3 +112,14 @@ def _is_installed(package: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def test_a_resumed_run_refuses_other_rows(tmp_path: pathlib.Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.refuse_other_data([])  # a run from before its data was recorded
+    before = [{"sources": [{"path": "a.jsonl", "checksum": 1}, {"path": "b.jsonl", "checksum": 2}], "bad": []}]
+    run.data.write_text(json.dumps(before))
+    run.refuse_other_data(before)
+    now = [{"sources": [{"path": "a.jsonl", "checksum": 1}, {"path": "b.jsonl", "checksum": 3}], "bad": []}]
+    with pytest.raises(RunDirectoryError, match=r"the rows of b\.jsonl are not those it began with"):
+        run.refuse_other_data(now)
