@@ -165,20 +165,18 @@ def main() -> None:
     rows = [measure(name, arguments.bwrap, arguments.seconds, arguments.workers) for name in names]
     with Sandbox(isolation="rlimits") as sandbox:
         missing = sandbox.missing()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    hang = None if missing else hang_beside_others(max(2, arguments.workers))
+    from benchmarks.machine import about  # it imports torch, which the measured processes must not
+
+    said = [arguments.bwrap, "--version"] if arguments.bwrap else ["true"]
+    bwrap = subprocess.run(said, capture_output=True, text=True, check=True).stdout.split()
     machine = {
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
+        **about(),
         "kernel": platform.release(),
-        "python": platform.python_version(),
-        "commit": commit,
         "workers": arguments.workers,
         "missing_layers": missing,
-        "load_before": os.getloadavg()[0],
+        "bubblewrap": bwrap[-1] if bwrap else None,
     }
-    hang = None if missing else hang_beside_others(max(2, arguments.workers))
 
     print(f"| {arguments.workers} workers, {os.cpu_count()} CPUs | programs/s | p50 ms | p99 ms |\n|---|---|---|---|")
     for row in rows:

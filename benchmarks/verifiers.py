@@ -14,11 +14,8 @@ import collections
 import concurrent.futures
 import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -223,18 +220,10 @@ def measure_hangs(timeout_seconds: float = 0.5) -> dict[str, float]:
 
 def environment() -> dict[str, Any]:
     """Hardware, versions and commit of a measurement."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    versions = {name: importlib.metadata.version(name) for name in ("math-verify", "sympy", "pydantic", "langdetect")}
-    return {
-        "cpu": cpu[0] if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": commit.stdout.strip(),
-        "load_average": os.getloadavg(),
-    }
+    from benchmarks.machine import about  # it imports torch, which workers need not
+
+    libraries = ("math-verify", "sympy", "latex2sympy2_extended", "pydantic", "langdetect", "nltk")
+    return {**about(), "libraries": {name: importlib.metadata.version(name) for name in libraries}}
 
 
 def main() -> int:
@@ -252,7 +241,7 @@ def main() -> int:
     for name, rows in samples.items():
         results["verifiers"] += measure_verifier(name, rows, arguments.repeat)
     results["verifiers"] += measure_math_verify(samples["math"], 1)
-    results["overhead"] = measure_overhead(max(9, arguments.repeat))
+    results["overhead"] = {"target_microseconds": 50, **measure_overhead(max(9, arguments.repeat))}
     results["hangs"] = measure_hangs()
     for row in results["verifiers"]:
         outcomes = " ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items())

@@ -311,3 +311,13 @@ def test_gsm8k_solutions_are_correct_and_with_another_number_wrong(verifier):
         if (outcome(pair.completion, pair.gold, verifier) is Outcome.CORRECT) != pair.is_correct
     ]
     assert wrong == []
+
+
+def test_the_pairs_labelled_by_hand_have_their_verdicts():
+    """Reordered, reformatted and mistaken answers of the styles of GSM8K and MATH; none is in the acceptance tables."""
+    verifiers = {"math": MathVerifier(), "gsm8k": Gsm8kVerifier()}
+    pairs = [json.loads(line) for line in (ROOT / "tests/data/math_hand_pairs.jsonl").read_text().splitlines()]
+    assert {pair["correct"] for pair in pairs} == {True, False}
+    for pair in pairs:
+        found = outcome(pair["completion"], pair["gold"], verifiers[pair["verifier"]])
+        assert found is (Outcome.CORRECT if pair["correct"] else Outcome.WRONG), pair

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verifiers.math_equal import is_rounding, proportional, same_value
-from verifiers.math_sets import same_union
+from verifiers.math_sets import REAL_NUMBERS, same_union, without_points
 from verifiers.math_tokens import Unreadable
 from verifiers.math_tree import Node, number
 from verifiers.math_values import symbols
 
 _HUNDRED = number("100")
 _MAX_UNORDERED = 40
-_STRUCTURES = frozenset(("list", "set", "tuple", "interval", "union", "matrix", "ratio", "based", "text", "relation"))
+_STRUCTURES = frozenset(
+    ("list", "set", "tuple", "interval", "union", "matrix", "ratio", "based", "text", "relation", "cases")
+)
 _FLIPPED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
 _ARTICLES = ("a ", "an ", "the ")
 
@@ -101,17 +103,51 @@ def _same_structure(gold: Node, answer: Node) -> bool | None:
     kinds = {gold.kind, answer.kind}
     if kinds == {"list"} or kinds == {"list", "set"} or kinds == {"set"}:
         return _same_unordered(gold, answer)
+    if kinds == {"list", "tuple"}:
+        return _same_point(gold, answer)
     if "list" in kinds and kinds & {"union", "interval"}:
         return _same_as_inequalities(gold, answer)
     if "union" in kinds and kinds <= {"union", "tuple", "interval", "set"}:
         return _same_unordered(gold, answer) or same_union(gold, answer)
     if gold.kind != answer.kind:
         return False
+    if gold.kind == "cases":
+        return _same_cases(gold, answer)
     if gold.kind == "based":
         return bool(gold.value == answer.value)
     if gold.note != answer.note or len(gold.parts) != len(answer.parts):
         return False
     return _all_of([_same(first, second) for first, second in zip(gold.parts, answer.parts, strict=True)])
+
+
+def _same_cases(gold: Node, answer: Node) -> bool | None:
+    """The same values under the same conditions, in any order; "otherwise" is what the other cases leave."""
+    if len(gold.parts) != len(answer.parts):
+        return False
+    left = list(answer.parts)
+    for value, condition in (case.parts for case in gold.parts):
+        for case in left:
+            has_rest = "text" in (condition.kind, case.parts[1].kind)
+            if _same(value, case.parts[0]) and (has_rest or _same(condition, case.parts[1])):
+                left.remove(case)
+                break
+        else:
+            return False
+    return True
+
+
+def _same_point(gold: Node, answer: Node) -> bool | None:
+    """x = 1, y = 2 against (1, 2): the coordinates in the order of their names. A bare list is no point."""
+    labelled, point = (gold, answer) if gold.kind == "list" else (answer, gold)
+    named = {
+        part.parts[0].value: part.parts[1]
+        for part in labelled.parts
+        if part.kind == "relation" and part.value == ("=",) and part.parts[0].kind == "symbol"
+    }
+    if len(named) != len(labelled.parts) or len(named) != len(point.parts):
+        return False
+    values = [named[name] for name in sorted(named)]
+    return _all_of([_same(first, second) for first, second in zip(point.parts, values, strict=True)])
 
 
 def _same_as_inequalities(gold: Node, answer: Node) -> bool | None:
@@ -200,6 +236,8 @@ def _same_with_relation(gold: Node, answer: Node) -> bool | None:
                 return _same(gold.parts[-1], answer)
             return _any_of([_same(part, answer) for part in gold.parts]) if set(gold.value) == {"approx"} else None
         return _value_of_chain(gold, answer)
+    if relation.value == ("ne",) and plain.kind == "union" and _is_label(relation.parts[0]):
+        return same_union(plain, without_points(REAL_NUMBERS, Node("set", relation.parts[1:])))
     if plain.kind in ("interval", "tuple", "union"):
         interval = _as_interval(relation)
         if interval is None:

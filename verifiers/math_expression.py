@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
+from verifiers.math_sets import REAL_NUMBERS
 from verifiers.math_tokens import FUNCTIONS, Token, Unreadable
 from verifiers.math_tree import Node, closing_index, number
 from verifiers.math_unicode import Refused
@@ -49,7 +50,7 @@ class ExpressionParser:
         terms = [self._signed_term()]
         while self._next_is("+", "-"):
             terms.append(self._signed_term())
-        return terms[0] if len(terms) == 1 else Node("add", tuple(map(_scalar, terms)))
+        return terms[0] if len(terms) == 1 else _elementwise("add", *terms)
 
     def _signed_term(self) -> Node:
         negative = False
@@ -57,7 +58,7 @@ class ExpressionParser:
             negative ^= self.tokens[self.index].text == "-"
             self.index += 1
         term = self._term()
-        return Node("negate", (_scalar(term),)) if negative else term
+        return _elementwise("negate", term) if negative else term
 
     def _term(self) -> Node:
         node = self._factor()
@@ -65,7 +66,7 @@ class ExpressionParser:
         while (token := self.peek()) is not None:
             if self._next_is("*"):
                 self.index += 1
-                node = Node("multiply", (_scalar(node), _scalar(self._signed_factor())))
+                node = _product(node, self._signed_factor())
             elif self._next_is("/"):
                 self.index += 1
                 node = Node("divide", (_scalar(node), _scalar(self._signed_factor())))
@@ -73,7 +74,7 @@ class ExpressionParser:
             elif self._starts_factor(token):
                 if divided:
                     raise Unreadable("1/2x can be read in two ways")
-                node = Node("multiply", (_scalar(node), _scalar(self._factor())))
+                node = _product(node, self._factor())
             else:
                 break
         return node
@@ -91,9 +92,12 @@ class ExpressionParser:
                 raise Unreadable("two numbers stand side by side")
             return previous.text not in ("circ", "%")
         if token.kind == "letter":
-            return True
+            is_scale = self.has_degrees and token.text in "CF" and self.index == len(self.tokens) - 1
+            return not is_scale  # 45^\circ C is a temperature
         if token.kind == "sign":
             return token.text in ("(", "[", "{")
+        if token.kind == "begin":
+            return True
         return token.kind == "command" and (token.text in _STARTS_FACTOR or token.text == "sqrt")
 
     def _factor(self) -> Node:
@@ -267,8 +271,7 @@ class ExpressionParser:
         if name == "emptyset":
             return Node("set")
         if name == "mathbbR":
-            infinity = Node("constant", value="infty")
-            return Node("interval", (Node("negate", (infinity,)), infinity), note="()")
+            return REAL_NUMBERS
         raise Unreadable(f"the command {name!r} is unknown")
 
     def _root(self) -> Node:
@@ -325,11 +328,32 @@ class ExpressionParser:
         return node
 
 
+def _product(first: Node, second: Node) -> Node:
+    """A product of scalars, or of a scalar and a matrix."""
+    if (first.kind == "matrix") != (second.kind == "matrix"):
+        matrix, factor = (first, second) if first.kind == "matrix" else (second, first)
+        cells = tuple(Node("multiply", (_scalar(factor), _scalar(cell))) for cell in matrix.parts)
+        return matrix._replace(parts=cells)
+    return Node("multiply", (_scalar(first), _scalar(second)))
+
+
+def _elementwise(kind: str, *operands: Node) -> Node:
+    """A sum or the opposite of scalars, or of matrices of one shape."""
+    if {operand.kind for operand in operands} != {"matrix"}:
+        return Node(kind, tuple(map(_scalar, operands)))
+    if len({(operand.note, len(operand.parts)) for operand in operands}) != 1:
+        raise Unreadable("matrices of different shapes")
+    columns = zip(*(operand.parts for operand in operands), strict=True)
+    return operands[0]._replace(parts=tuple(Node(kind, tuple(map(_scalar, cells))) for cells in columns))
+
+
 def _letter_node(name: str) -> Node:
     return Node("constant" if name in ("e", "i") else "symbol", value=name)
 
 
-_NOT_SCALAR = frozenset(("tuple", "interval", "set", "list", "matrix", "union", "relation", "text", "ratio", "based"))
+_NOT_SCALAR = frozenset(
+    ("tuple", "interval", "set", "list", "matrix", "union", "relation", "text", "ratio", "based", "cases")
+)
 
 
 def _scalar(node: Node) -> Node:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from verifiers.math_expression import ExpressionParser
+from verifiers.math_sets import without_points
 from verifiers.math_tokens import Token, Unreadable, tokenize
 from verifiers.math_tree import Node, check_nesting, closing_index, number, split_top
 from verifiers.math_units import canonical_unit, words
@@ -20,6 +21,11 @@ _LEADING_FILLERS = frozenset(
 )
 _CURRENCIES = {"$": "dollar", "euro": "euro", "pounds": "pound sterling", "yen": "yen"}
 _BASE_WORDS = {word: str(base) for base, word in enumerate(words("two three four five six seven eight nine ten"), 2)}
+_NOT_ONLY_A_UNIT = frozenset(
+    words("or ish not wrong incorrect least most negative minus plus half halves third thirds fourths fifths sixths")
+) | frozenset(words("sevenths eighths ninths tenths hundredths thousandths unknown"))
+_SCALES = {"dozen": "12", "hundred": "100", "thousand": "1e3", "million": "1e6", "billion": "1e9", "trillion": "1e12"}
+_CONDITION_WORDS = frozenset(words("if for when where"))
 _PUNCTUATION = re.compile(r"[\s.,;:!?\"'*_()-]+")
 _LABEL_COMMANDS = frozenset(("angle", "triangle", "measuredangle", "text", "overline", "odot", "triangleq"))
 
@@ -106,7 +112,7 @@ def _read_signed_items(piece: list[Token]) -> list[Node]:
 
 
 def _read_item(tokens: list[Token]) -> Node:
-    if _is_text(tokens):
+    if _is_text(tokens) or any(token.kind in ("text", "word") and _takes_back(token.text) for token in tokens[1:]):
         return _text_node(tokens)
     sides, operators = split_top(tokens, _RELATIONS)
     if operators and not sides[0] and operators[0] == "approx":
@@ -124,6 +130,12 @@ def _read_label(tokens: list[Token]) -> Node:
             raise Unreadable("a label with numbers")
         return _text_node(tokens)
     return _read_side(tokens)
+
+
+def _takes_back(text: str) -> bool:
+    """Whether words behind a number make it another number, or none: 4 or so, 4 and a half."""
+    said = re.findall("[a-z]+", text.lower())
+    return not _NOT_ONLY_A_UNIT.isdisjoint(said) or said[:1] in (["squared"], ["cubed"])
 
 
 def _is_text(tokens: list[Token]) -> bool:
@@ -151,10 +163,13 @@ def _read_side(tokens: list[Token]) -> Node:
     tokens = tokens[start:]
     if not tokens:
         raise Unreadable("a side of the answer is empty")
-    for separator, kind in (("cup", "union"), (":", "ratio")):
+    for separator, kind in (("cup", "union"), (":", "ratio"), ("to", "ratio")):
         pieces, found = split_top(tokens, (separator,))
         if found:
             return Node(kind, tuple(_read_side(piece) for piece in pieces))
+    pieces, found = split_top(tokens, ("setminus", "backslash"))
+    if len(found) == 1:
+        return without_points(*map(_read_side, pieces))
     return _read_quantity(tokens)
 
 
@@ -164,6 +179,8 @@ def _read_quantity(tokens: list[Token]) -> Node:
     currency = _CURRENCIES.get(tokens[0].text) if tokens[0].kind != "letter" else None
     if currency:
         tokens = tokens[1:]
+    if len(tokens) > 4 and [token.text for token in tokens[:4:2]] == ["(", ")"] and tokens[3].text == "_":
+        tokens = [tokens[1], *tokens[3:]]  # (1011)_2
     if len(tokens) >= 3 and tokens[1].text == "_" and tokens[0].kind == "number":
         return _read_based(tokens, "")
     if len(tokens) >= 4 and tokens[2].text == "_" and tokens[1].kind == "number" and tokens[0].text == "-":
@@ -179,6 +196,11 @@ def _read_quantity(tokens: list[Token]) -> Node:
 
 
 def _with_unit(node: Node, rest: list[Token], currency: str | None, *, has_degrees: bool) -> Node:
+    if rest and rest[0].kind in ("text", "word"):
+        scale, _, others = rest[0].text.strip().partition(" ")
+        if scale.lower() in _SCALES:  # 4 million apples
+            node = Node("multiply", (node, number(_SCALES[scale.lower()])))
+            rest = [*([rest[0]._replace(text=others)] if others else []), *rest[1:]]
     if rest and rest[0].kind in ("sign", "command") and rest[0].text == "%":
         if len(rest) > 1 and _unit(rest[1:]) is not None:
             raise Unreadable("a percentage with a unit")
@@ -231,6 +253,9 @@ def _read_group(group: list[Token]) -> Node:
         return _read_matrix(opener.text, inner)
     is_escaped = opener.kind == "command"
     if opener.text == "{" and is_escaped:
+        name, bar = split_top(inner, ("|", ":"))
+        if len(bar) == 1 and (len(name[0]) == 1 or [token.text for token in name[0][1:]] == ["in", "mathbbR"]):
+            return _read_item(name[1])  # {x | x > 3}
         return Node("set", tuple(_read_items(inner)) if inner else ())
     if not inner:
         raise Unreadable("an empty bracket")
@@ -247,14 +272,31 @@ def _read_group(group: list[Token]) -> Node:
     raise Unreadable(f"the brackets {brackets!r} hold {len(items)} elements")
 
 
+def _read_case(row: list[Token]) -> Node:
+    r"""A line of a function by cases, `x^2, & \text{if } x > 0`: the value and the condition."""
+    cells, _ = split_top(row, ("&",))
+    if len(cells) != 2 or not cells[0]:
+        raise Unreadable("a case needs a value and a condition")
+    value, condition = cells
+    if value[-1].text in (",", ";"):
+        value = value[:-1]
+    while condition and (condition[0].text.strip(" ,").lower() in _CONDITION_WORDS or condition[0].text == ","):
+        condition = condition[1:]
+    while condition and condition[-1].text in (",", ";", "."):
+        condition = condition[:-1]
+    return Node("case", (_read_side(value), _read_item(condition)))
+
+
 def _read_matrix(environment: str, inner: list[Token]) -> Node:
-    if environment not in ("pmatrix", "bmatrix", "matrix", "smallmatrix", "array", "Bmatrix"):
+    if environment not in ("cases", "pmatrix", "bmatrix", "matrix", "smallmatrix", "array", "Bmatrix"):
         raise Unreadable(f"the environment {environment!r}")
     if environment == "array" and inner and inner[0].text == "{":
         inner = inner[closing_index(inner, 0) + 1 :]
     rows, _ = split_top(inner, ("\\",))
     if rows and not rows[-1]:
         rows = rows[:-1]
+    if environment == "cases":
+        return Node("cases", tuple(map(_read_case, rows)))
     cells = [[_read_side(cell) for cell in split_top(row, ("&",))[0]] for row in rows]
     if not cells or len({len(row) for row in cells}) != 1:
         raise Unreadable("a matrix with rows of different lengths")

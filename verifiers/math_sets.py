@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from verifiers.math_tokens import Unreadable
 from verifiers.math_tree import Node
-from verifiers.math_values import contains, mp, numeric, symbols
+from verifiers.math_values import contains, exact, mp, numeric, symbols
+
+_INFINITY = Node("constant", value="infty")
+REAL_NUMBERS = Node("interval", (Node("negate", (_INFINITY,)), _INFINITY), note="()")
 
 
 class _Piece(NamedTuple):
@@ -31,6 +35,16 @@ def same_union(gold: Node, answer: Node) -> bool | None:
         and _is_same(one.high, other.high)
         for one, other in zip(first, second, strict=True)
     )
+
+
+def without_points(whole: Node, points: Node) -> Node:
+    r"""All real numbers but some: \mathbb{R} \setminus \{2, -2\} as a union of intervals. Raises Unreadable."""
+    values = {part: exact(part) for part in points.parts}
+    if whole != REAL_NUMBERS or points.kind != "set" or not values or None in values.values():
+        raise Unreadable("a difference of sets, but not of all real numbers and some of them")
+    cuts = sorted(values, key=lambda part: values[part] or 0)
+    ends = zip((REAL_NUMBERS.parts[0], *cuts), (*cuts, REAL_NUMBERS.parts[1]), strict=True)
+    return Node("union", tuple(Node("interval", pair, note="()") for pair in ends))
 
 
 def _is_same(first: Any, second: Any) -> bool:

@@ -32,6 +32,8 @@ _COSTLY = frozenset(
         "exp sinh cosh tanh begin end xrightarrow operatorname norm to rightarrow Rightarrow"
     )
 )
+_DROPPED = frozenset(words("' ldots cdots dots dotsc dotsb vdots ddots prime"))
+"""What latex2sympy's grammar or its normalisation forgets: 4 and 4... are not the same answer."""
 _LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1},}}")
 _COMMA_NUMBER = re.compile(r"\s*-?\d{1,3}(,\d{3})+(\.\d+)?\s*")
 
@@ -58,6 +60,8 @@ def refuse_costly(text: str) -> None:
     for position, token in enumerate(tokens):
         if token.text == "!" and token.kind == "sign":
             _refuse_factorial(tokens, position)
+        if token.text in _DROPPED and token.kind in ("sign", "command"):
+            raise Refused(f"{token.text} is not given to the symbolic path, which would pass it over")
         if token.kind == "begin" or (token.kind == "command" and token.text in _COSTLY):
             raise Refused(f"\\{token.text} is not given to the symbolic path")
     functions = sum(token.kind == "command" and token.text in FUNCTIONS for token in tokens)

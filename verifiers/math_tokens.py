@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from verifiers.math_unicode import to_latex
-from verifiers.math_units import is_unit_word, words
+from verifiers.math_units import canonical_unit, is_unit_word, words
 
 
 class Unreadable(Exception):
@@ -28,7 +28,8 @@ class Token(NamedTuple):
 
 _TOKEN = re.compile(
     r"(?P<space>(?:\s|~|\\[,!;:> ]|\\(?:quad|qquad|thinspace|displaystyle|textstyle|limits|left|right|middle"
-    r"|[bB]igg?[lrm]?|mathstrut|nonumber)(?![A-Za-z])\.?|\\[hv]space\*?\{[^{}]*\}|\\phantom\s*(?:\{[^{}]*\}|.))+)"
+    r"|[bB]igg?[lrm]?|mathstrut|nonumber|tiny|small|normalsize|large|Large|LARGE|huge|Huge|underline|boldsymbol|bm)(?![A-Za-z])\.?"
+    r"|\\(?:text)?color\s*\{[^{}]*\}|\\[hv]space\*?\{[^{}]*\}|\\phantom\s*(?:\{[^{}]*\}|.))+)"
     r"|\\(?P<style>text|textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathcal|operatorname\*?"
     r"|bf|rm|it)\s*\{(?P<content>(?:[^{}]|\{[^{}]*\})*)\}"
     r"|\\(?P<edge>begin|end)\s*\{(?P<environment>[A-Za-z]+)\*?\}"
@@ -41,8 +42,9 @@ _TOKEN = re.compile(
     r"|(?P<sign><=|>=|!=|\*\*|.)",
     re.DOTALL,
 )
+_UPRIGHT = frozenset(words("text textrm textnormal mbox hbox mathrm rm"))
 _DIGITS = re.compile(r"\d+")
-_WORD_INSIDE = re.compile(r"(?!(?:and|or)\b)[A-Za-z]{2,}")
+_WORD_INSIDE = re.compile(r"(?<![\\A-Za-z])(?!(?:and|or)\b)[A-Za-z]{2,}")
 _NOT_OF_A_NUMBER = re.compile(r"[^\d.]")
 _ALIASES = {
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "frac"),
@@ -60,7 +62,7 @@ _ALIASES = {
     **dict(zip(words("lbrace rbrace lbrack rbrack lparen rparen div lt gt"), "{}[]()/<>", strict=True)),
     **dict(zip(words("asin acos atan varphi vartheta mp"), words("arcsin arccos arctan phi theta pm"), strict=True)),
 }
-_SIGNS_FROM_COMMANDS = frozenset("*/|<>[]()")
+_SIGNS_FROM_COMMANDS = frozenset("*/|<>[]()^")
 FUNCTIONS = frozenset(
     words("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt asin acos atan")
 )
@@ -84,7 +86,7 @@ def _styled(style: str, content: str, *, is_spaced: bool) -> list[Token]:
         return [Token("command", _ALIASES.get(stripped, stripped), is_spaced)]
     if len(stripped) == 1 and not style.startswith(("text", "mbox")) and stripped.isalpha():
         return [Token("letter", stripped, is_spaced)]
-    if stripped.strip(" ,").lower() in ("and", "or"):
+    if stripped.strip(" ,").lower() in ("and", "or", "to"):
         return [Token("word", stripped.strip(" ,").lower(), is_spaced)]
     if not _WORD_INSIDE.search(stripped) or stripped[:1].isdigit():
         return tokenize(stripped)  # \text{(A)}, \text{A, B}, \text{5 cm}
@@ -115,6 +117,11 @@ def _tokens_of(match: re.Match[str], *, follows_digit: bool, is_spaced: bool) ->
     return [Token("number", match.group() if kind == "number" else _NOT_OF_A_NUMBER.sub("", match.group()), is_spaced)]
 
 
+def _is_unit(match: re.Match[str]) -> bool:
+    r"""Whether `\text{...}` spells a unit of measure."""
+    return match["style"] in _UPRIGHT and canonical_unit([match["content"]]) is not None
+
+
 def tokenize(text: str) -> list[Token]:
     r"""The tokens of an answer, spacing and style removed. One pass. Raises Refused as `to_latex` does.
 
@@ -139,7 +146,10 @@ def tokenize(text: str) -> list[Token]:
             match = _DIGITS.match(text, position) or match
             tokens.append(Token("number", match.group(), is_spaced))
         else:
-            tokens += _tokens_of(match, follows_digit=follows_digit, is_spaced=is_spaced)
+            read = _tokens_of(match, follows_digit=follows_digit, is_spaced=is_spaced)
+            if tokens and (tokens[-1].kind == "number" or tokens[-1].text in ("}", ")")) and _is_unit(match):
+                read = [Token("text", match["content"], is_spaced)]  # 5\text{ m} is five metres, 5m is 5 times m
+            tokens += read
         if tokens and (tokens[-1].kind == "sign" or tokens[-1].text in ("{", "}")):
             is_escaped_brace = tokens[-1].kind == "command"
             depth += (tokens[-1].text in _OPENING) or (is_escaped_brace and tokens[-1].text == "{")

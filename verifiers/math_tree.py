@@ -22,7 +22,7 @@ class Node(NamedTuple):
 
     Answers: `list`, `set`, `tuple`, `interval` (note: its brackets), `union`, `matrix`
     (note: columns), `ratio`, `relation` (value: operators), `percent`, `quantity` (value: unit), `based`
-    (value: digits and base), `text` (value: normalised text).
+    (value: digits and base), `text` (value: normalised text), `cases` of `case` (value and condition).
     """
 
     kind: str

@@ -153,10 +153,13 @@ class Point(NamedTuple):
 
 
 def _value_of(name: str, point: Point) -> Any:
-    """A fixed number for a variable: 0.3 to 3.3 in size, with 9 digits that no answer contains."""
-    seed = zlib.crc32(f"{name} {point.draw}".encode())
-    size = mp().mpf(300_000_007 + seed % 3_000_000_019) / 1_000_000_000
-    return -size if point.has_negatives and seed % 2 else size
+    """A fixed number for a variable: 0.3 to 3.3 in size, with 9 digits that no answer contains.
+
+    With negatives, every other draw is one, so that |x| and x differ at one of two draws whatever x is called.
+    """
+    size = mp().mpf(300_000_007 + zlib.crc32(f"{name} {point.draw}".encode()) % 3_000_000_019) / 1_000_000_000
+    is_negative = point.has_negatives and (zlib.crc32(name.encode()) + point.draw) % 2
+    return -size if is_negative else size
 
 
 def numeric(node: Node, point: Point = Point()) -> Any:  # noqa: B008 - an immutable default
