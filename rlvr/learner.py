@@ -23,7 +23,7 @@ from rlvr.errors import NonFiniteError
 from rlvr.importance import Correction, importance_weights
 from rlvr.loss import POLICY_LOSSES, Clip, Denominators, aggregate, clipped_value_loss, kl_estimate
 from rlvr.model import PolicyModel, load_critic, load_policy
-from rlvr.packing import pack
+from rlvr.packing import pack_on_every_rank, packing_metrics
 from rlvr.records import PackedRow, Targets, Trajectories
 from rlvr.seeds import derive
 from rlvr.targets import advantages_and_returns, target_metrics
@@ -120,6 +120,7 @@ class Learner:
         totals: dict[str, float] = defaultdict(float)
         norms: list[list[float]] = []
         samples = _sample_of_token(batch)
+        packed: list[PackedRow] = []
         for epoch in range(self.config.algorithm.epochs):
             for part in self._minibatches(batch.places.tolist(), step=step, epoch=epoch):
                 rows = self.rows(batch, part)
@@ -131,8 +132,9 @@ class Learner:
                 self._backward_critic(rows, targets, over, totals)
                 self._stop_unless_finite(totals)
                 norms.append([engine.step() for engine in self.engines()])
+                packed += rows
                 totals["tokens"] += tokens
-        return self._update_metrics(totals, norms)
+        return self._update_metrics(totals, norms) | packing_metrics(packed)
 
     def _denominators(self, tokens: int, samples: int) -> Denominators:
         """Totals over all ranks of one part's tokens and samples. Collective."""
@@ -272,14 +274,12 @@ class Learner:
 
     def rows(self, batch: Trajectories, select: Sequence[int] | None = None) -> list[PackedRow]:
         """Pack samples (default all) for this rank, as many rows as every other rank. Collective."""
-        rows = pack(
+        return pack_on_every_rank(
             batch.prompt_ids,
             batch.completion_ids,
             max_tokens=self.config.learner.max_tokens_per_micro_batch,
-            device=distributed.device(),
             select=select,
         )
-        return same_number_on_every_rank(rows)
 
     def _minibatches(self, places: Sequence[int], *, step: int, epoch: int) -> list[list[int]]:
         """This rank's samples in `minibatches` parts, by an order of the whole step drawn from (seed, step, epoch).
@@ -327,27 +327,6 @@ def _frozen_copy(policy: PolicyModel) -> PolicyModel:
 def _at(values: torch.Tensor, row: PackedRow) -> torch.Tensor:
     """A per-token array at a row's tokens, on the row's device."""
     return values[row.token_index.to(values.device)].to(row.targets.device)
-
-
-def same_number_on_every_rank(rows: list[PackedRow]) -> list[PackedRow]:
-    """Add filler rows (one token, nothing to predict) up to the largest count of any rank.
-
-    ZeRO-2 and ZeRO-3 communicate in every forward and backward, so all ranks must make the same number of them. A
-    filler's loss is a sum over no tokens: 0, with gradient 0, whatever the model says.
-    """
-    most = int(distributed.max_over_ranks([float(len(rows))])[0])
-    device = distributed.device()
-    one = torch.zeros(1, dtype=torch.int64, device=device)
-    filler = PackedRow(
-        sequences=(),
-        input_ids=one[None],
-        position_ids=one[None],
-        lengths=(1,),
-        read_at=one[:0],
-        targets=one[:0],
-        token_index=one[:0],
-    )
-    return rows + [filler] * (most - len(rows))
 
 
 def _sample_of_token(batch: Trajectories) -> torch.Tensor:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rlvr import distributed
+from rlvr.balance import balance
 from rlvr.config import Config
 from rlvr.log import Clock, write_samples
 from rlvr.parts import Parts, run_parts
@@ -80,7 +81,7 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
 
     parts.sampler.sleep()
     with clock.stage("update"):
-        batch = trajectories(scored)  # indeterminate samples are left out here
+        batch = balance(trajectories(scored))  # without indeterminate samples; as many tokens on every rank
         targets, before_update = learner.targets(batch)  # old log-probs, reference KL, values, GAE, whitening
         if config.algorithm.old_logprobs == "learner":  # else the learner has not computed them
             refuse_disagreement(before_update["policy/sampler_difference"], parts.sync.tolerance)

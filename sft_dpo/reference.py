@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from rlvr import distributed
 from rlvr.data import TOKENIZED_AT_ONCE
-from rlvr.learner import same_number_on_every_rank
+from rlvr.packing import same_number_on_every_rank
 from rlvr.records import PackedRow
 from rlvr.rollout import share_of_rank
 from sft_dpo.pairs import Pairs

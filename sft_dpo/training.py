@@ -25,8 +25,9 @@ from rlvr.chat import load_tokenizer
 from rlvr.data import shuffled
 from rlvr.engine import Engine
 from rlvr.errors import NonFiniteError
-from rlvr.learner import same_number_on_every_rank, save_pretrained
+from rlvr.learner import save_pretrained
 from rlvr.log import MetricsLog
+from rlvr.packing import same_number_on_every_rank
 from rlvr.records import PackedRow
 from rlvr.rollout import share_of_rank
 from rlvr.run_directory import RunDirectory

@@ -21,7 +21,8 @@ from tiny import SHAPE, largest_difference, make_model, recipe, samples_of, shar
 from rlvr import distributed
 from rlvr.config import Config
 from rlvr.errors import NonFiniteError
-from rlvr.learner import Learner, same_number_on_every_rank, save_pretrained
+from rlvr.learner import Learner, save_pretrained
+from rlvr.packing import same_number_on_every_rank
 from rlvr.records import Trajectories
 from rlvr.targets import global_moments
 from sft_dpo.quickstart_task import train_tokenizer
@@ -380,10 +381,23 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     for expected, found in zip(one["history"], other["history"], strict=True):
         assert expected.keys() == found.keys()
         for name, value in expected.items():
+            if name.startswith("packing/"):  # says what the layout is
+                continue
             assert found[name] == pytest.approx(value, rel=2e-3, abs=2e-5), name
     for engine in ("policy", "critic"):
         assert largest_difference(one[engine], other[engine]) < 1e-4
     assert one["moved"] > 5e-3  # weights moved by far more than they may differ
+
+
+def test_the_share_of_real_tokens_is_reported(model: str, two_ranks: dict[str, Any]) -> None:
+    assert update(learner_of(model), trajectories(), 0)["packing/efficiency"] == 1.0
+    for metrics in two_ranks["zero 0, a rank without samples"]["history"]:
+        real = sum(
+            len(p) + len(c) - 1 for p, c in zip(trajectories().prompt_ids, trajectories().completion_ids, strict=True)
+        )
+        # two epochs of two parts in a row each; the other rank has a filler of one token beside each row
+        assert metrics["packing/efficiency"] == pytest.approx(2 * real / (2 * real + 4))
+        assert metrics["packing/balance"] == pytest.approx(0.5)
 
 
 def test_one_row_or_eight_rows_on_one_rank(model: str, one_rank_once: dict[str, Any]) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import sequences
 
-from rlvr.packing import bins, pack, pack_sequences
+from rlvr.packing import _first_fit, bins, pack, pack_sequences, packing_shares, spread
 from rlvr.records import PackedRow
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=15)
@@ -46,19 +51,72 @@ def test_every_completion_token_is_a_target_exactly_once_whatever_the_row_size(
     assert read_back(rows, pairs) == dict(enumerate(token for _, completion in pairs for token in completion))
 
 
-@given(SIZES, MOST)
-def test_bins_hold_each_item_once_and_overflow_only_by_a_single_item(sizes: list[int], most: int) -> None:
-    filled = bins(dict(enumerate(sizes)), most)
+@given(SIZES, MOST, st.integers(1, 20))
+def test_bins_hold_each_item_once_and_overflow_only_by_a_single_item(sizes: list[int], most: int, least: int) -> None:
+    filled = bins(dict(enumerate(sizes)), most, least)
     assert sorted(i for group in filled for i in group) == list(range(len(sizes)))
     for group in filled:
         assert sum(sizes[i] for i in group) <= most or len(group) == 1
         assert [sizes[i] for i in group] == sorted(sizes[i] for i in group)
+    loads = [sum(sizes[i] for i in group) for group in filled]
+    assert loads == sorted(loads, reverse=True)
 
 
 @given(SIZES, MOST)
-def test_no_two_bins_would_fit_into_one(sizes: list[int], most: int) -> None:
-    loads = sorted(sum(sizes[i] for i in group) for group in bins(dict(enumerate(sizes)), most))
+def test_bins_are_no_more_than_first_fit_needs(sizes: list[int], most: int) -> None:
+    items = dict(enumerate(sizes))
+    assert len(bins(items, most)) == len(_first_fit(items, most))
+    # a first-fit bin was opened since no earlier one had room, so no two of these would fit into one
+    loads = sorted(sum(sizes[i] for i in group) for group in _first_fit(items, most))
     assert len(loads) < 2 or loads[0] + loads[1] > most
+
+
+@given(SIZES, st.integers(1, 6))
+def test_spreading_leaves_no_bin_fuller_than_the_emptiest_by_more_than_one_item(sizes: list[int], count: int) -> None:
+    loads = [sum(sizes[i] for i in group) for group in spread(dict(enumerate(sizes)), count)]
+    # when the last item went into the fullest bin, that was the emptiest
+    assert max(loads) - min(loads) <= max(sizes)
+    assert sum(loads) == sum(sizes)
+
+
+def test_rows_are_filled_evenly_and_as_many_as_asked_for() -> None:
+    # first-fit: 6+4, 3+3+2+2; evenly, each to the emptiest: 6,3 | 4,3,2 and then 2 to the first: 11 | 9
+    sizes = dict(enumerate([6, 4, 3, 3, 2, 2]))
+    assert [sum(sizes[i] for i in group) for group in bins(sizes, 11)] == [11, 9]
+    assert [sum(sizes[i] for i in group) for group in bins(sizes, 11, least=4)] == [6, 5, 5, 4]  # 6 | 4 | 3, 2 | 3, 2
+    assert len(bins(sizes, 11, least=9)) == 6  # not more than there are items
+
+
+def test_rows_that_evenly_filled_would_overflow_are_filled_by_first_fit() -> None:
+    # each to the emptiest of two: 3 | 3, then 2 | 2, then 2 makes 7: over 6. First-fit: 3+3, 2+2+2
+    sizes = dict(enumerate([3, 3, 2, 2, 2]))
+    assert [sorted(sizes[i] for i in group) for group in bins(sizes, 6)] == [[3, 3], [2, 2, 2]]
+
+
+def gsm8k_lengths(shared_data: pathlib.Path) -> list[int]:
+    """Words and punctuation marks of each of 1,319 questions with its solution: close to what tokenizers make."""
+    lines = (shared_data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [len(re.findall(r"\w+|[^\w\s]", row["question"] + " " + row["answer"])) for row in rows]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8, 16])
+@pytest.mark.parametrize("max_tokens", [512, 8192])
+def test_at_least_95_percent_of_the_computing_is_on_real_tokens_at_gsm8k_lengths(
+    ranks: int, max_tokens: int, shared_data: pathlib.Path
+) -> None:
+    every = gsm8k_lengths(shared_data)
+    shares = []
+    for step in range(4):  # 256 samples a step, spread over ranks as rlvr.balance does
+        lengths = dict(enumerate(every[256 * step : 256 * (step + 1)]))
+        ours = [{i: lengths[i] for i in share} for share in spread(lengths, ranks)]
+        most = max(len(bins(sizes, max_tokens)) for sizes in ours)
+        rows = [bins(sizes, max_tokens, most) for sizes in ours]
+        assert sorted(i for of_rank in rows for group in of_rank for i in group) == sorted(lengths)  # none is dropped
+        loads = [[(sum(lengths[i] for i in group), True) for group in of_rank] for of_rank in rows]
+        shares.append(packing_shares([of_rank + [(1, False)] * (most - len(of_rank)) for of_rank in loads]))
+    assert min(share["efficiency"] for share in shares) >= 0.999
+    assert min(share["balance"] for share in shares) >= 0.95
 
 
 def test_a_row_by_hand() -> None:
