@@ -270,8 +270,9 @@ class Learner(Section):
     """DeepSpeed ZeRO: 0 replicates all, 1 splits optimizer state, 2 gradients too, 3 weights too."""
     max_tokens_per_micro_batch: Positive = 8192
     """Real tokens of one packed row; samples are never cut, and there is no padding."""
-    logits_chunk_tokens: Positive = 1024
-    """The head is computed for so many tokens at a time, so that [T, V] is never held."""
+    logits_chunk_tokens: Positive | None = None
+    """The head is computed for so many tokens at a time, so that [T, V] is never held; None takes what makes 256 MiB of
+    float32 logits."""
 
 
 class Training(Section):

@@ -175,7 +175,7 @@ class Learner:
         clip = Clip(low=algorithm.clip_ratio, high=high, dual=algorithm.dual_clip)
         objective = POLICY_LOSSES[algorithm.loss]
         for row in rows:
-            logprobs, _ = self.policy(row, self.config.rollout.temperature)
+            logprobs, _ = self.policy(row, self.config.rollout.temperature, entropy=False)
             old, sample = _at(targets.old_logprobs, row), _at(samples, row)
             found = objective(logprobs, old, _at(targets.advantages, row), sample, clip)
             losses = found.losses

@@ -1,7 +1,7 @@
 """Policy and value models: a Hugging Face transformer, read at completion tokens only.
 
-Each forward takes a `PackedRow`. The head is computed in chunks of tokens, so that the logits `[T, V]` of a row are
-never held at once; in backward a chunk's logits are computed again.
+Each forward takes a `PackedRow`. The head is computed in chunks of tokens (`rlvr.head`), so that the logits `[T, V]`
+of a row are never held at once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from rlvr.attention import attention_name, boundaries
 from rlvr.errors import ConfigError
+from rlvr.head import TokenHead
 from rlvr.records import PackedRow
-from rlvr.truncation import Truncation, truncated_logprobs
+from rlvr.truncation import Truncation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class PolicyModel(nn.Module):
     """A causal language model that answers with log-probabilities."""
 
-    def __init__(self, transformer: PreTrainedModel, *, logits_chunk_tokens: int) -> None:
+    def __init__(self, transformer: PreTrainedModel, *, logits_chunk_tokens: int | None = None) -> None:
         super().__init__()
         self.transformer = transformer
         self.head = TokenHead(transformer.get_output_embeddings(), chunk_tokens=logits_chunk_tokens)
@@ -38,56 +38,23 @@ class PolicyModel(nn.Module):
         temperature: float,
         truncation: Truncation | None = None,
         positions: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        *,
+        entropy: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probability of each completion token, and the entropy of the policy there.
 
         Args:
-            truncation: take the log-probabilities of this truncated distribution; None takes the whole softmax.
+            truncation: take the log-probabilities of this truncated distribution, without gradient; None takes the
+                whole softmax.
             positions: int64 [N], place of each token in its completion; needed for a truncation.
 
         Returns:
-            float32 [N] and float32 [N], nats, at the given temperature. The entropy carries no gradient.
+            float32 [N] and float32 [N], nats, at the given temperature. The entropy carries no gradient; it is None
+            when it is not asked for.
         """
         softcap = getattr(self.transformer.config, "final_logit_softcapping", None)
         hidden = _hidden(self.transformer, row)
-        return self.head(hidden, row.targets, temperature, softcap, truncation, positions)
-
-
-class TokenHead(nn.Module):
-    """The output layer, applied to a chunk of tokens at a time.
-
-    One call a row, however many chunks: ZeRO-3 gathers a module's weights from all ranks at each call, and ranks whose
-    rows differ in length would wait for each other for ever if each chunk called the output layer.
-    """
-
-    def __init__(self, output: nn.Linear, *, chunk_tokens: int) -> None:
-        super().__init__()
-        self.chunk_tokens = chunk_tokens
-        self.borrowed = (output.weight, output.bias)
-        """The transformer's own; in a tuple, so that they are not counted as this module's too."""
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        targets: torch.Tensor,
-        temperature: float,
-        softcap: float | None,
-        truncation: Truncation | None = None,
-        positions: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        logprobs, entropies = [], []
-        places = targets if positions is None else positions  # not read without a truncation
-        size = self.chunk_tokens
-        chunks = list(zip(hidden.split(size), targets.split(size), places.split(size), strict=True))
-        for part, wanted, at in chunks:
-            arguments = (part, *self.borrowed, wanted, temperature, softcap, truncation, at)
-            if len(chunks) == 1 or not torch.is_grad_enabled():
-                logprob, entropy = _read_logits(*arguments)
-            else:
-                logprob, entropy = checkpoint(_read_logits, *arguments, use_reentrant=False)
-            logprobs.append(logprob)
-            entropies.append(entropy)
-        return torch.cat(logprobs), torch.cat(entropies)
+        return self.head(hidden, row.targets, temperature, softcap, truncation, positions, entropy=entropy)
 
 
 class ValueModel(nn.Module):
@@ -116,31 +83,7 @@ def _hidden(transformer: PreTrainedModel, row: PackedRow) -> torch.Tensor:
     return output.last_hidden_state[0, row.read_at]
 
 
-def _read_logits(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    targets: torch.Tensor,
-    temperature: float,
-    softcap: float | None,
-    truncation: Truncation | None,
-    positions: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = nn.functional.linear(hidden, weight, bias).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    logits = logits / temperature
-    normalizer = torch.logsumexp(logits, dim=-1)
-    if truncation is None:
-        logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
-    else:
-        logprobs = truncated_logprobs(logits, targets, positions, truncation)
-    with torch.no_grad():
-        entropy = normalizer - (torch.softmax(logits, dim=-1) * logits).sum(-1)
-    return logprobs, entropy
-
-
-def load_policy(path: str, *, dtype: str, gradient_checkpointing: bool, logits_chunk_tokens: int) -> PolicyModel:
+def load_policy(path: str, *, dtype: str, gradient_checkpointing: bool, logits_chunk_tokens: int | None) -> PolicyModel:
     """Load a causal language model with packed attention and without dropout.
 
     Raises ConfigError when there is no such model.
