@@ -28,7 +28,7 @@ from verifiers.pool import VerifierPool
 from verifiers.registry import VerifierSpec
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-PLAIN_SECONDS = 20.0
+PLAIN_SECONDS = 60.0
 
 _PAIRS: list[tuple[type[ast.AST], type[ast.AST]]] = [
     (ast.Add, ast.Sub), (ast.Sub, ast.Add), (ast.Mult, ast.Add), (ast.Div, ast.Mult), (ast.FloorDiv, ast.Mult),
@@ -41,21 +41,23 @@ _PAIRS: list[tuple[type[ast.AST], type[ast.AST]]] = [
 COUNTERPARTS = dict(_PAIRS)
 
 
-def one_operator_changed(program: str) -> str | None:
-    """The program with its first operator that has a counterpart changed, or None where there is none.
+def one_operator_changed(program: str) -> tuple[str, str] | None:
+    """The program with its first operator that has a counterpart changed, and the change; None where there is none.
 
     >>> one_operator_changed("def f(a, b):\\n    return a + b * 2")
-    'def f(a, b):\\n    return a - b * 2'
+    ('def f(a, b):\\n    return a - b * 2', 'Add -> Sub')
     >>> one_operator_changed("def f(a):\\n    return sorted(a)")
     """
     tree = copy.deepcopy(ast.parse(program))
     for node in ast.walk(tree):
-        if isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp) and type(node.op) in COUNTERPARTS:
-            node.op = COUNTERPARTS[type(node.op)]()  # type: ignore[assignment]
-            return ast.unparse(tree)
-        if isinstance(node, ast.Compare) and type(node.ops[0]) in COUNTERPARTS:
-            node.ops[0] = COUNTERPARTS[type(node.ops[0])]()  # type: ignore[assignment]
-            return ast.unparse(tree)
+        if isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp) and (new := COUNTERPARTS.get(type(node.op))):
+            change = f"{type(node.op).__name__} -> {new.__name__}"
+            node.op = new()  # type: ignore[assignment]
+            return ast.unparse(tree), change
+        if isinstance(node, ast.Compare) and (new := COUNTERPARTS.get(type(node.ops[0]))):
+            change = f"{type(node.ops[0]).__name__} -> {new.__name__}"
+            node.ops[0] = new()  # type: ignore[assignment]
+            return ast.unparse(tree), change
     return None
 
 
@@ -88,10 +90,11 @@ def measure(
     rows: Callable[[pathlib.Path], Iterator[tuple[str, str, Any, str]]], data: pathlib.Path, workers: int
 ) -> Any:
     """Verdicts on the reference solutions and on their mutants."""
-    references, mutants, plain = {}, {}, {}
+    references, mutants, plain, changes = {}, {}, {}, {}
     for name, program, truth, tests in rows(data):
         references[name] = Sample(completion=f"```python\n{program}\n```", ground_truth=truth)
-        if (changed := one_operator_changed(program)) is not None:
+        if (found := one_operator_changed(program)) is not None:
+            changed, changes[name] = found
             mutants[name] = Sample(completion=f"```python\n{changed}\n```", ground_truth=truth)
             plain[name] = f"{changed}\n{tests}"
     of_reference, of_mutant = judge(references, workers), judge(mutants, workers)
@@ -104,14 +107,16 @@ def measure(
         "mutants": len(plain),
         "mutants_by_verdict": dict(collections.Counter(of_mutant.values())),
         "survivors": sorted(survivors),
+        "mutants_by_change": dict(collections.Counter(changes.values()).most_common()),
+        "survivors_by_change": dict(collections.Counter(changes[name] for name in survivors).most_common()),
         "plain_run_says_otherwise": sorted(name for name in plain if passed[name] != (name in survivors)),
     }
 
 
 def judge(samples: dict[str, Sample], workers: int) -> dict[str, str]:
     """Outcomes of the verifier `code`, with limits that a busy machine does not reach."""
-    spec = VerifierSpec(name="code", options={"test_seconds": 5.0, "program_seconds": 20.0})
-    with VerifierPool({"code": spec}, workers=workers, timeout_seconds=120.0) as pool:
+    spec = VerifierSpec(name="code", options={"test_seconds": 30.0, "program_seconds": 60.0})
+    with VerifierPool({"code": spec}, workers=workers, timeout_seconds=240.0) as pool:
         for name, sample in samples.items():
             pool.submit(name, "code", sample)
         return {str(name): verdict.outcome.value for name, verdict in pool.wait()}

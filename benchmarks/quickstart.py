@@ -1,6 +1,7 @@
 """Collect finished quickstart runs in one result: before and after on each seed, time, and the random-reward control.
 
     for seed in 1 2 3; do RUN=runs/seed_$seed SEED=$seed make quickstart; done
+    python -m benchmarks.quickstart --run-seeds 1 2 3 --mix code --output benchmarks/results/quickstart_code.json
     python -m benchmarks.quickstart runs/seed_1/rlvr runs/seed_2/rlvr runs/seed_3/rlvr --control runs/coin \
         --output benchmarks/results/quickstart.json
 
@@ -11,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
+import subprocess
+import time
 from typing import Any
 
 from rlvr.log import STAGES, read_metrics
@@ -43,13 +47,37 @@ def describe(path: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def run_seeds(seeds: list[int], mix: str) -> tuple[list[pathlib.Path], list[float]]:
+    """`make quickstart` once for each seed, as a user would. Returns the run directories and the minutes.
+
+    Raises CalledProcessError when one fails, FileExistsError for a folder that is there already.
+    """
+    runs, minutes = [], []
+    for seed in seeds:
+        folder = pathlib.Path("runs") / f"quickstart_{mix}_{seed}"
+        if folder.exists():
+            raise FileExistsError(f"{folder} is there already: remove it, so that its seed is run anew")
+        started = time.perf_counter()
+        environment = os.environ | {"RUN": str(folder), "SEED": str(seed), "MIX": mix}
+        subprocess.run(["bash", "launch/quickstart.sh"], env=environment, check=True)
+        minutes.append(round((time.perf_counter() - started) / 60, 1))
+        runs.append(folder / "rlvr")
+    return runs, minutes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=pathlib.Path)
+    parser.add_argument("runs", nargs="*", type=pathlib.Path)
+    parser.add_argument("--run-seeds", nargs="+", type=int, default=[], help="run these first, in runs/")
+    parser.add_argument("--mix", choices=("plain", "code"), default="plain", help="of --run-seeds")
     parser.add_argument("--control", type=pathlib.Path)
     parser.add_argument("--minutes", nargs="*", type=float, help="wall clock of each `make quickstart`, as it printed")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
+    if bool(arguments.runs) == bool(arguments.run_seeds):
+        parser.error("give finished runs, or --run-seeds")
+    if arguments.run_seeds:
+        arguments.runs, arguments.minutes = run_seeds(arguments.run_seeds, arguments.mix)
     result = {
         "what": "make quickstart, after set-up",
         "minutes": arguments.minutes,
