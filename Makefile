@@ -1,6 +1,6 @@
 # Everything runs inside .venv, which `make setup` fills from a lock and leaves alone while it is up to date.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-gpu check format
+.PHONY: help setup quickstart chain test test-gpu check format
 
 PYTHON := .venv/bin/python
 
@@ -12,6 +12,9 @@ setup:  ## create .venv from the pinned lock (skipped when up to date)
 
 quickstart: setup  ## train a small policy with PPO against verifiers, and show what it learnt
 	@bash launch/quickstart.sh
+
+chain: setup  ## SFT, preference pairs, DPO, reward model and PPO in a row, measured after each stage
+	@bash launch/chain.sh
 
 test: setup  ## run every test that needs no GPU
 	@$(PYTHON) -m pytest -m "not gpu"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -48,13 +48,21 @@ class Sampled:
 
 
 class Sampler:
-    """A vLLM engine. `load_weights` must be called before the first `generate`."""
+    """A vLLM engine. With `load_format="dummy"`, `load_weights` must be called before the first `generate`; with
+    `"auto"` it holds the weights of `model.path`."""
 
-    def __init__(self, config: Config, *, stop_token_ids: Sequence[int], max_model_len: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        stop_token_ids: Sequence[int],
+        max_model_len: int,
+        load_format: Literal["dummy", "auto"] = "dummy",
+    ) -> None:
         from vllm import LLM
 
         self.stop_token_ids = list(stop_token_ids)
-        self.policy_version = -1
+        self.policy_version = -1 if load_format == "dummy" else 0
         """Weight updates received in this process after the first, which makes it 0."""
         self._request_count = 0
         self.rollout = config.rollout
@@ -63,7 +71,7 @@ class Sampler:
         self._llm = LLM(
             model=config.model.path,
             skip_tokenizer_init=not config.rollout.stop_strings,  # which vLLM looks for in the text
-            load_format="dummy",
+            load_format=load_format,
             dtype=config.model.dtype,
             seed=config.seed,
             max_model_len=max_model_len,

@@ -88,16 +88,16 @@ def evaluation_scorer(config: Config, pool: VerifierPool, prompts: Sequence[Prom
     return Scorer(pool, config.reward, remap=evaluation_names(config, asked))
 
 
-def _is_correct(one: Scored) -> bool | None:
+def is_correct(one: Scored) -> bool | None:
     """All verifiers say correct; None when one of them could not tell."""
     outcomes = {verdict.outcome for verdict in one.verdicts}
     return None if Outcome.INDETERMINATE in outcomes else outcomes == {Outcome.CORRECT}
 
 
 def _grade(prompt: Prompt, sampled: Sequence[Scored], greedy: Scored) -> Graded:
-    judged = [c for c in map(_is_correct, sampled) if c is not None]
+    judged = [c for c in map(is_correct, sampled) if c is not None]
     verifier = "+".join(dict.fromkeys(task.verifier for task in prompt.tasks))
-    return Graded(verifier=verifier, correct=sum(judged), judged=len(judged), greedy=_is_correct(greedy))
+    return Graded(verifier=verifier, correct=sum(judged), judged=len(judged), greedy=is_correct(greedy))
 
 
 def _summary(prefix: str, graded: Sequence[Graded], k: int) -> dict[str, float]:

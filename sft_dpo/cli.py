@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from rlvr.errors import RlvrError
-from sft_dpo import quickstart_task
+from sft_dpo import merge, quickstart_task
 
 STAGES = {
     "sft": ("Sft", "sft_dpo.sft", "supervised fine-tuning"),
     "dpo": ("Dpo", "sft_dpo.dpo", "preference tuning: DPO, length-normalised DPO or SimPO"),
     "reward": ("Reward", "sft_dpo.reward_model", "a reward model from preference pairs"),
+    "value": ("Value", "sft_dpo.value_model", "a critic from the start policy's own judged completions"),
 }
 """Command: name of its recipe's schema in `sft_dpo.config`, module whose `work` reads what it needs, and help."""
 
@@ -28,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stage.add_argument("overrides", nargs="*", metavar="section.option=value", help="replace options of the recipe")
         stage.add_argument("--resume", action="store_true", help="continue the run in run_dir from its last checkpoint")
         stage.set_defaults(handler=_stage, stage=name)
+    pairs = commands.add_parser("preferences", help="preference pairs from verdicts on sampled completions")
+    pairs.add_argument("recipe", help="a .toml recipe")
+    pairs.add_argument("overrides", nargs="*", metavar="section.option=value", help="replace options of the recipe")
+    pairs.set_defaults(handler=_preferences)
+    merge.add_command(commands)
     quickstart_task.add_command(commands)
     parsed, left = parser.parse_known_args(arguments)
     late = [text for text in left if "=" in text and not text.startswith("-")]
@@ -54,4 +60,17 @@ def _stage(arguments: argparse.Namespace) -> int:
     from sft_dpo import training
 
     training.run(loaded, importlib.import_module(module).work, recipe_text=text, resume=arguments.resume)
+    return 0
+
+
+def _preferences(arguments: argparse.Namespace) -> int:
+    from rlvr import environment, recipe, run_directory
+    from sft_dpo.config import Preferences
+
+    config = recipe.load_as(Preferences, arguments.recipe, arguments.overrides)
+    environment.prepare(enforce_eager=config.sampler.enforce_eager)
+    run_directory.RunDirectory(config.run_dir).refuse_if_used(resume=False)
+    from sft_dpo import preferences
+
+    preferences.run(config, recipe_text=run_directory.recipe_text(arguments.recipe, arguments.overrides))
     return 0

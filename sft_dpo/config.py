@@ -11,15 +11,23 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
+import rlvr.config
 from rlvr.config import (
+    Config,
+    Data,
+    Evaluation,
     Learner,
     Model,
     NonNegative,
     Optimizer,
     Positive,
+    Rollout,
     RowOptions,
+    Sampler,
     Section,
     Sources,
+    Training,
+    Verification,
     precision_problems,
     refuse,
 )
@@ -111,6 +119,88 @@ class PairData(StageData):
     max_tokens: Positive = 2048
 
 
+class Others(Section):
+    """Completions that are not the policy's own."""
+
+    models: list[Model] = Field(default_factory=list)
+    """Further models to sample from, with the same settings as the policy."""
+    completions: Sources = Field(default_factory=list)
+    """Rows with `messages` that begin with a prompt of `data.train` and end with an answer to it."""
+
+
+class Pairing(Section):
+    policy: Literal["random", "length_matched", "hardest"] = "random"
+    """Which correct and which wrong answer make a pair. `length_matched`: those whose lengths differ least, so that
+    length teaches nothing. `hardest`: the correct one that the policy likes least, and the wrong one it likes most."""
+    pairs_per_prompt: Positive = 1
+    """At most so many; an answer is in one pair at most."""
+
+
+class Judge(Section):
+    """A language model that rates completions, in place of the verifiers."""
+
+    url: str
+    """Base URL of an OpenAI-compatible endpoint, e.g. "http://127.0.0.1:8000/v1"."""
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key."""
+    least_lead: Annotated[float, Field(gt=0.0)] = 1.0
+    """How many points (of 5) the chosen answer must lead."""
+    concurrency: Positive = 8
+    timeout_seconds: Annotated[float, Field(gt=0.0)] = 60.0
+
+
+class Preferences(Section):
+    """Preference pairs from verdicts on sampled completions."""
+
+    stage: Literal["preferences"] = "preferences"
+    run_dir: str
+    """Gets `pairs.jsonl`, `samples.jsonl` and `statistics.json`."""
+    seed: int = 123
+    plugins: list[str] = Field(default_factory=list)
+    """Python files that register verifiers."""
+    model: Model
+    data: Data
+    rollout: Rollout
+    """`prompts_per_step` prompts are sampled at a time."""
+    sampler: Sampler = Sampler()
+    reward: rlvr.config.Reward = rlvr.config.Reward()
+    verification: Verification = Verification()
+    evaluation: Evaluation = Evaluation()
+    others: Others = Others()
+    pairing: Pairing = Pairing()
+    judge: Judge | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Preferences:
+        problems = []
+        if self.rollout.samples_per_prompt < 2 and not (self.others.models or self.others.completions):
+            problems.append("rollout.samples_per_prompt=1 makes no pair: raise it, or add others.models")
+        if self.pairing.policy == "hardest" and (self.others.models or self.others.completions):
+            problems.append(
+                "pairing.policy='hardest' ranks answers by the log-probability with which the policy sampled them, "
+                "which those of `others` do not have: remove one"
+            )
+        refuse(problems)
+        return self
+
+    def as_rlvr(self, model: Model | None = None) -> Config:
+        """The recipe of a run that samples and judges as this stage does."""
+        return Config(
+            run_dir=self.run_dir,
+            seed=self.seed,
+            plugins=self.plugins,
+            model=model or self.model,
+            data=self.data,
+            rollout=self.rollout,
+            sampler=self.sampler,
+            reward=self.reward,
+            verification=self.verification,
+            evaluation=self.evaluation,
+            training=Training(steps=1),
+        )
+
+
 class RewardOptimizer(Optimizer):
     learning_rate: NonNegative = 3e-6
 
@@ -150,6 +240,12 @@ class Value(Stage):
     data: ValueData
     optimizer: ValueOptimizer = ValueOptimizer()
     training: RewardTraining = RewardTraining()
+
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if self.data.decontaminate.against:
+            problems.append("data.decontaminate does nothing with samples, which have no text of their own: remove it")
+        return problems
 
 
 class Preference(Section):
