@@ -14,6 +14,7 @@ import torch
 
 from rlvr import distributed
 from rlvr.config import Config
+from rlvr.sampler_statistics import SamplerStatistics
 
 CPU_KV_CACHE_MIB = 512
 CPU_BATCHED_TOKENS = 8192
@@ -79,14 +80,22 @@ class Sampler:
             enforce_eager=config.sampler.enforce_eager,
             enable_prefix_caching=config.sampler.prefix_caching,
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled, not of the raw logits
-            disable_log_stats=True,
+            kv_cache_dtype=config.sampler.kv_cache_dtype,
+            disable_log_stats=not config.sampler.statistics,
             # one engine a rank inside torchrun's process group, on the rank's own device
             distributed_executor_backend="external_launcher" if distributed.world_size() > 1 else None,
             **_memory(config, max_model_len),
         )
+        self.statistics: SamplerStatistics | None = None
+        """vLLM's statistics since they were last cleared; None unless the recipe asks for them."""
+        if config.sampler.statistics:
+            self.statistics = SamplerStatistics(max_num_seqs=config.sampler.max_num_seqs)
+            self._llm.llm_engine.logger_manager.stat_loggers = [self.statistics]  # in place of Prometheus counters
 
     def generate(self, requests: Sequence[Request], on_finish: Callable[[int, Sampled], None]) -> None:
         """Sample every request; `on_finish(index, sampled)` is called as each one ends, in any order."""
+        if self.statistics is not None:
+            self.statistics.clear()
         for index, request in enumerate(requests):
             self.add(f"{self._request_count}-{index}", request)
         self._request_count += 1
@@ -150,7 +159,11 @@ class Sampler:
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         prompts: Any = [{"prompt_token_ids": list(s)} for s in sequences]
+        if self.statistics is not None:  # they are of rollouts alone
+            self.statistics.is_recording = False
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        if self.statistics is not None:
+            self.statistics.is_recording = True
         return [
             [step[token].logprob for token, step in zip(s[1:], output.prompt_logprobs[1:], strict=True)]
             for s, output in zip(sequences, outputs, strict=True)

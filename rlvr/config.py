@@ -159,6 +159,10 @@ class Sampler(Section):
     enforce_eager: bool = False
     prefix_caching: bool = True
     block_size: Positive | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """`auto` is the model's; `fp8` halves the cache, and the log-prob contract tells whether it is close enough."""
+    statistics: bool = False
+    """Log vLLM's own statistics: occupancy, KV cache, prefix-cache hits, preemptions, time to first token."""
     sleep: bool = True
     """On a GPU, free the sampler's weights and KV cache while the learner works."""
 

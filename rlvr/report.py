@@ -99,11 +99,12 @@ def _time(lines: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]
     median = statistics.median(line["time/step_seconds"] for line in steps)
     rate = statistics.median(line["rollout/tokens_per_second"] for line in steps)
     proof = sum(line.get("sync/proof_seconds", 0.0) for line in steps) / total
+    idle = sum(line.get("rollout/idle_while_scoring_seconds", 0.0) for line in steps) / total
     evaluating = sum(line.get("time/evaluate_seconds", 0.0) for line in lines)
     stages = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     return (
         f"time: {len(steps)} steps in {total:.0f} s (median {median:.2f} s: {stages}; proof of sync {proof:.1%}), "
-        f"evaluation {evaluating:.0f} s; sampler {rate:,.0f} tokens/s"
+        f"evaluation {evaluating:.0f} s; sampler {rate:,.0f} tokens/s, idle while scoring {idle:.1%} of the time"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from rlvr import distributed
@@ -39,9 +40,12 @@ class Scorer:
         self._remap = {verifier_key(key): verifier_key(value) for key, value in remap.items()}
         self._completions: dict[int, Completion] = {}
         self._verdicts: dict[tuple[int, int], Verdict] = {}
+        self.idle_seconds = 0.0
+        """Time that handing over and waiting for verdicts has taken from the sampler in this process."""
 
     def submit(self, index: int, completion: Completion) -> None:
         """Send one completion to its verifiers; `index` is its place in the batch. Returns at once."""
+        started = time.perf_counter()
         self._completions[index] = completion
         for number, task in enumerate(completion.prompt.tasks):
             sample = Sample(
@@ -53,10 +57,13 @@ class Scorer:
             )
             self._pool.submit((index, number), self._remap.get(task.verifier, task.verifier), sample)
         self._take(self._pool.poll())
+        self.idle_seconds += time.perf_counter() - started
 
     def collect(self) -> list[Scored]:
         """Wait for the rest, and return the batch in order of index."""
+        started = time.perf_counter()
         self._take(self._pool.wait())
+        self.idle_seconds += time.perf_counter() - started
         scored = []
         for index in sorted(self._completions):
             completion = self._completions[index]

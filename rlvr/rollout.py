@@ -34,6 +34,7 @@ def roll_out(
     max_tokens: int,
     seed: tuple[int | str, ...],
     on_completion: Callable[[int, Completion], None] = lambda index, completion: None,
+    lengths: Sequence[int] | None = None,
 ) -> list[Completion]:
     """Sample `samples_per_prompt` completions of each prompt, in prompt order.
 
@@ -43,6 +44,7 @@ def roll_out(
         seed: what the draw is for; each completion's generator is seeded by it, the prompt's slot in the step and id,
             and the sample number: a prompt that is drawn twice in a step gets two sets of samples.
         on_completion: called with (index in the result, completion) as each one finishes.
+        lengths: for benchmarks, tokens of each completion of the result: nothing else ends it.
     """
     # slots of the whole step, whatever the number of ranks, as `share_of_rank` deals them out
     slots = range(distributed.rank(), 10**12, distributed.world_size())
@@ -52,9 +54,10 @@ def roll_out(
             token_ids=prompt.token_ids,
             seed=derive(*seed, slot, prompt.prompt_id, sample),
             temperature=temperature,
-            max_tokens=max_tokens,
+            max_tokens=max_tokens if lengths is None else lengths[index],
+            ignore_ends=lengths is not None,
         )
-        for slot, prompt, sample in plan
+        for index, (slot, prompt, sample) in enumerate(plan)
     ]
     completions: dict[int, Completion] = {}
     bar = tqdm(
@@ -115,13 +118,20 @@ def trajectories(scored: Sequence[Scored]) -> Trajectories:
     )
 
 
-def rollout_metrics(completions: Sequence[Completion], seconds: float) -> dict[str, float]:
-    """Lengths, truncation and speed over all ranks."""
+def rollout_metrics(
+    completions: Sequence[Completion], seconds: float, *, idle_seconds: float = 0.0
+) -> dict[str, float]:
+    """Lengths, truncation and speed over all ranks.
+
+    Args:
+        seconds: of the rollout.
+        idle_seconds: how long scoring kept this rank's sampler waiting.
+    """
     lengths = [len(c.token_ids) for c in completions]
     count, tokens, truncated = distributed.sum_over_ranks(
         [len(lengths), sum(lengths), sum(c.stop is Stop.LENGTH for c in completions)]
     )
-    longest, slowest = distributed.max_over_ranks([max(lengths, default=0), seconds])
+    longest, slowest, idle = distributed.max_over_ranks([max(lengths, default=0), seconds, idle_seconds])
     return {
         "rollout/tokens": tokens,
         "rollout/completions": count,
@@ -129,4 +139,5 @@ def rollout_metrics(completions: Sequence[Completion], seconds: float) -> dict[s
         "rollout/length_max_tokens": longest,
         "rollout/truncated": truncated / count if count else math.nan,
         "rollout/tokens_per_second": tokens / slowest if slowest else math.nan,
+        "rollout/idle_while_scoring_seconds": idle,
     }

@@ -93,7 +93,9 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
 
     samples_drawn = len(prompts) * config.rollout.samples_per_prompt
     parts.ledger.add(len(prompts), samples_drawn, scored, update["update/tokens"] / config.algorithm.epochs)
-    rollout = rollout_metrics(completions, clock.seconds["rollout"])
+    rollout = rollout_metrics(completions, clock.seconds["rollout"], idle_seconds=scorer.idle_seconds)
+    if parts.sampler.statistics is not None:
+        rollout |= parts.sampler.statistics.metrics()
     synced = {f"sync/{name}": float(value) for name, value in dataclasses.asdict(sync).items()}
     return rewards | rollout | before_update | update | rates | synced | clock.metrics()
 

@@ -53,13 +53,14 @@ def test_an_empty_batch_keeps_its_types() -> None:
 
 def test_metrics_count_tokens_truncation_and_speed() -> None:
     done = [completion(1, (1, 2)), completion(2, (1, 2, 3, 4), stop=Stop.LENGTH), completion(3, (1, 2, 3))]
-    assert rollout_metrics(done, seconds=0.5) == {
+    assert rollout_metrics(done, seconds=0.5, idle_seconds=0.01) == {
         "rollout/tokens": 9.0,
         "rollout/completions": 3.0,
         "rollout/length_mean_tokens": 3.0,
         "rollout/length_max_tokens": 4.0,
         "rollout/truncated": pytest.approx(1 / 3),
         "rollout/tokens_per_second": 18.0,
+        "rollout/idle_while_scoring_seconds": 0.01,
     }
 
 
