@@ -19,6 +19,7 @@ from rlvr.records import Prompt, Task
 from rlvr.rows import LOCAL_SUFFIXES as LOCAL_SUFFIXES
 from rlvr.rows import MOST_SHOWN as MOST_SHOWN
 from rlvr.rows import BadRow, RowFault, Rows, SourceCounts, parsed, read
+from rlvr.seeds import derive
 from verifiers import registry
 from verifiers.errors import UnknownVerifierError
 
@@ -93,6 +94,17 @@ class PromptSet:
             "bad": [dataclasses.asdict(row) for row in self.bad],
             "contamination": [report.record() for report in self.contamination],
         }
+
+    def spare(self, step: int, size: int, seed: int) -> Sequence[Prompt]:
+        """Every prompt that is not in the step's batch, in an order of its own: what a step is refilled from.
+
+        A function of its arguments alone, so a resumed run is refilled alike. Prompts drawn here come up again in
+        their own turn.
+        """
+        count = len(self.prompts)
+        drawn = set(ordered_batch(range(count), step, size, seed))
+        order = [place for place in shuffled(count, derive(seed, "spare", step)) if place not in drawn]
+        return Lazy(len(order), lambda place: self.prompts[order[place]])
 
     def summary(self) -> str:
         """What was read and what was dropped, and where more than one filter acted, the counts of each source.

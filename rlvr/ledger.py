@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
 
 from rlvr import distributed
 from rlvr.data import PromptSet
 from rlvr.errors import PolicyError
-from rlvr.records import Scored
+from rlvr.groups import Draw, Signal, signals
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -21,37 +20,50 @@ class Ledger:
     rows_over_length: int = 0
     prompts_usable: int = 0
     prompts_drawn: int = 0
+    groups_with_signal: int = 0
+    groups_all_equal: int = 0
+    """Groups, of one sample or more, whose known rewards are all the same."""
+    groups_under_two_known: int = 0
+    groups_missing: int = 0
+    """Groups that dynamic sampling did not find within its rounds: steps were smaller by so many."""
     samples_drawn: int = 0
     samples_trained: int = 0
     samples_indeterminate: int = 0
+    samples_without_signal: int = 0
+    """Known samples of groups that were left out because they had no signal."""
     tokens_drawn: int = 0
     tokens_trained: int = 0
     tokens_indeterminate: int = 0
+    tokens_without_signal: int = 0
 
     @classmethod
     def open(cls, prompts: PromptSet) -> Ledger:
         return cls(rows_read=prompts.rows, rows_over_length=prompts.over_length, prompts_usable=len(prompts.prompts))
 
-    def add(self, prompts_drawn: int, samples_drawn: int, scored: Sequence[Scored], tokens_trained: float) -> None:
+    def add(self, draw: Draw, samples_per_prompt: int, tokens_trained: float) -> None:
         """Enter one step. Collective.
 
-        `samples_drawn` is what was asked of the sampler; `scored` what came back.
         `tokens_trained`, over all ranks, is counted where the learner takes its gradient (one epoch's worth), so that
         packing, minibatches and filler rows are checked by the balance.
         """
-        lost = [one for one in scored if one.reward is None]
-        counts = {
-            "prompts_drawn": prompts_drawn,
-            "samples_drawn": len(scored),
-            "samples_trained": len(scored) - len(lost),
-            "samples_indeterminate": len(lost),
-            "tokens_drawn": sum(len(one.completion.token_ids) for one in scored),
-            "tokens_indeterminate": sum(len(one.completion.token_ids) for one in lost),
+        parts = {
+            "drawn": draw.scored,
+            "trained": [one for one in draw.kept if one.reward is not None],
+            "indeterminate": [one for one in draw.scored if one.reward is None],
+            "without_signal": [one for one in draw.dropped if one.reward is not None],
         }
-        expected, *totals = distributed.sum_over_ranks([samples_drawn, *counts.values()])
+        counts = {f"samples_{name}": len(part) for name, part in parts.items()}
+        for name, part in parts.items():
+            if name != "trained":  # the learner counts them
+                counts[f"tokens_{name}"] = sum(len(one.completion.token_ids) for one in part)
+        found = list(signals(draw.scored).values())
+        counts |= {f"groups_{signal}": found.count(signal) for signal in Signal}
+        counts["prompts_drawn"] = draw.prompts
+        expected, *totals = distributed.sum_over_ranks([draw.prompts * samples_per_prompt, *counts.values()])
         for name, total in zip(counts, totals, strict=True):
             setattr(self, name, getattr(self, name) + int(total))
         self.tokens_trained += round(tokens_trained)
+        self.groups_missing += draw.groups_missing
         drawn = int(totals[list(counts).index("samples_drawn")])
         self._refuse_unequal("samples of the step", int(expected), drawn)
         self.check()
@@ -60,8 +72,15 @@ class Ledger:
         """Raise PolicyError when something was lost without being counted."""
         sums = {
             "rows": (self.rows_read, self.prompts_usable + self.rows_over_length),
-            "samples": (self.samples_drawn, self.samples_trained + self.samples_indeterminate),
-            "tokens": (self.tokens_drawn, self.tokens_trained + self.tokens_indeterminate),
+            "prompts": (
+                self.prompts_drawn,
+                self.groups_with_signal + self.groups_all_equal + self.groups_under_two_known,
+            ),
+            "samples": (
+                self.samples_drawn,
+                self.samples_trained + self.samples_indeterminate + self.samples_without_signal,
+            ),
+            "tokens": (self.tokens_drawn, self.tokens_trained + self.tokens_indeterminate + self.tokens_without_signal),
         }
         for what, (drawn, accounted) in sums.items():
             self._refuse_unequal(what, drawn, accounted)

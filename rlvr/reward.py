@@ -11,6 +11,7 @@ from rlvr import distributed
 from rlvr.config import Config, Reward
 from rlvr.data import verifier_key
 from rlvr.errors import IndeterminateError
+from rlvr.groups import group_metrics
 from rlvr.judges import pool_specs
 from rlvr.records import Completion, Scored, Stop
 from verifiers.base import Outcome, Sample, Verdict
@@ -106,7 +107,7 @@ def overlong(tokens: int, *, begins: int, ends: int) -> float:
 
 
 def reward_metrics(scored: Sequence[Scored], max_indeterminate_share: float) -> dict[str, float]:
-    """Rewards, verdicts and groups without signal over all ranks.
+    """Rewards, verdicts and shares of groups over all ranks.
 
     Returns `reward/mean` and `reward/<verifier>` (means over the samples that have a reward), and as shares in [0, 1]
     `verifier/<verifier>/indeterminate` (of its verdicts), `verifier/<verifier>/correct` (of its verdicts that are not
@@ -114,13 +115,11 @@ def reward_metrics(scored: Sequence[Scored], max_indeterminate_share: float) -> 
     Raises IndeterminateError on every rank when the share of indeterminate verdicts is over the limit.
     """
     local = collections.Counter[str]({"reward/mean": 0, "count/reward/mean": 0})
-    groups = collections.defaultdict(set)
     details = collections.Counter[str]()
     for one in scored:
         if one.reward is not None:
             local["reward/mean"] += one.reward  # type: ignore[assignment]
             local["count/reward/mean"] += 1
-            groups[one.completion.prompt.prompt_id].add(one.reward)
         for task, verdict in zip(one.completion.prompt.tasks, one.verdicts, strict=True):
             failed = verdict.outcome is Outcome.INDETERMINATE
             local[f"verifier/{task.verifier}/indeterminate"] += failed
@@ -135,8 +134,6 @@ def reward_metrics(scored: Sequence[Scored], max_indeterminate_share: float) -> 
             if one.reward is not None:
                 local[f"reward/{task.verifier}"] += one.reward  # type: ignore[assignment]
                 local[f"count/reward/{task.verifier}"] += 1
-    local["rollout/groups_without_signal"] = sum(len(rewards) <= 1 for rewards in groups.values())
-    local["count/rollout/groups_without_signal"] = len(groups)
     total = collections.Counter[str]()
     reasons = collections.Counter[str]()
     for rank_counts, rank_reasons in distributed.gather_objects((dict(local), dict(details))):
@@ -152,7 +149,7 @@ def reward_metrics(scored: Sequence[Scored], max_indeterminate_share: float) -> 
         )
     skip = ("count/", "verdicts", "indeterminate")
     names = [name for name in total if not name.startswith(skip)]
-    return {name: _mean(total[name], total.get(f"count/{name}")) for name in names}
+    return {name: _mean(total[name], total.get(f"count/{name}")) for name in names} | group_metrics(scored)
 
 
 def _mean(total: float, count: float | None) -> float:

@@ -35,6 +35,7 @@ def roll_out(
     seed: tuple[int | str, ...],
     on_completion: Callable[[int, Completion], None] = lambda index, completion: None,
     lengths: Sequence[int] | None = None,
+    first_slot: int = 0,
 ) -> list[Completion]:
     """Sample `samples_per_prompt` completions of each prompt, in prompt order.
 
@@ -45,9 +46,10 @@ def roll_out(
             and the sample number: a prompt that is drawn twice in a step gets two sets of samples.
         on_completion: called with (index in the result, completion) as each one finishes.
         lengths: for benchmarks, tokens of each completion of the result: nothing else ends it.
+        first_slot: slot in the step of the first of all ranks' prompts.
     """
     # slots of the whole step, whatever the number of ranks, as `share_of_rank` deals them out
-    slots = range(distributed.rank(), 10**12, distributed.world_size())
+    slots = range(first_slot + distributed.rank(), 10**12, distributed.world_size())
     plan = [(slot, p, sample) for slot, p in zip(slots, prompts, strict=False) for sample in range(samples_per_prompt)]
     requests = [
         Request(

@@ -19,8 +19,10 @@ from typing import Any
 from rlvr import distributed
 from rlvr.balance import balance
 from rlvr.config import Config
+from rlvr.groups import Draw, keep_groups_with_signal
 from rlvr.log import Clock, write_samples
 from rlvr.parts import Parts, run_parts
+from rlvr.records import Prompt
 from rlvr.reward import Scorer, reward_metrics
 from rlvr.rollout import roll_out, rollout_metrics, share_of_rank, trajectories
 from rlvr.run_directory import RunDirectory
@@ -59,29 +61,24 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
     config, learner = parts.config, parts.learner
     clock = Clock()
 
-    with clock.stage("rollout"):  # completions go to the verifiers as they finish
-        prompts = share_of_rank(parts.train_set.batch(step, config.rollout.prompts_per_step, config.seed))
-        scorer = Scorer(parts.pool, config.reward, config.verification.remap)
-        completions = roll_out(
-            parts.sampler,
-            parts.tokenizer,
-            prompts,
+    draw = sample(parts, step, clock, parts.train_set.batch(step, config.rollout.prompts_per_step, config.seed))
+    if config.rollout.drop_groups_without_signal:  # dynamic sampling
+        draw = keep_groups_with_signal(
+            draw,
+            parts.train_set.spare(step, config.rollout.prompts_per_step, config.seed),
+            lambda prompts, first_slot: sample(parts, step, clock, prompts, first_slot),
+            wanted=config.rollout.prompts_per_step,
+            rounds=config.rollout.refill_rounds,
             samples_per_prompt=config.rollout.samples_per_prompt,
-            temperature=config.rollout.temperature,
-            max_tokens=config.rollout.max_tokens,
-            seed=(config.seed, "sample", step),
-            on_completion=scorer.submit,
         )
-
-    with clock.stage("verify"):  # what is left to wait for
-        scored = scorer.collect()
+    with clock.stage("verify"):
         if distributed.rank() == 0:  # before anything that may stop the run: they are the evidence
-            write_samples(parts.run, step + 1, scored, config.log.samples_per_step)
-        rewards = reward_metrics(scored, config.reward.max_indeterminate_share)
+            write_samples(parts.run, step + 1, draw.scored, config.log.samples_per_step)
+        rewards = reward_metrics(draw.scored, config.reward.max_indeterminate_share)
 
     parts.sampler.sleep()
     with clock.stage("update"):
-        batch = balance(trajectories(scored))  # without indeterminate samples; as many tokens on every rank
+        batch = balance(trajectories(draw.kept))  # without indeterminate samples; as many tokens on every rank
         targets, before_update = learner.targets(batch)  # old log-probs, reference KL, values, GAE, whitening
         if config.algorithm.old_logprobs == "learner":  # else the learner has not computed them
             refuse_disagreement(before_update["policy/sampler_difference"], parts.sync.tolerance)
@@ -91,13 +88,36 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
     with clock.stage("sync"):
         sync = parts.sync.publish()  # and proof
 
-    samples_drawn = len(prompts) * config.rollout.samples_per_prompt
-    parts.ledger.add(len(prompts), samples_drawn, scored, update["update/tokens"] / config.algorithm.epochs)
-    rollout = rollout_metrics(completions, clock.seconds["rollout"], idle_seconds=scorer.idle_seconds)
+    tokens_trained = update["update/tokens"] / config.algorithm.epochs
+    parts.ledger.add(draw, config.rollout.samples_per_prompt, tokens_trained)
+    completions = [one.completion for one in draw.scored]
+    rollout = rollout_metrics(completions, clock.seconds["rollout"], idle_seconds=draw.idle_seconds) | draw.metrics()
     if parts.sampler.statistics is not None:
         rollout |= parts.sampler.statistics.metrics()
     synced = {f"sync/{name}": float(value) for name, value in dataclasses.asdict(sync).items()}
     return rewards | rollout | before_update | update | rates | synced | clock.metrics()
+
+
+def sample(parts: Parts, step: int, clock: Clock, prompts: Sequence[Prompt], first_slot: int = 0) -> Draw:
+    """Completions of this rank's share of the prompts, judged. `first_slot`: of the first prompt, in the step."""
+    config = parts.config
+    with clock.stage("rollout"):  # completions go to the verifiers as they finish
+        mine = share_of_rank(prompts)
+        scorer = Scorer(parts.pool, config.reward, config.verification.remap)
+        roll_out(
+            parts.sampler,
+            parts.tokenizer,
+            mine,
+            samples_per_prompt=config.rollout.samples_per_prompt,
+            temperature=config.rollout.temperature,
+            max_tokens=config.rollout.max_tokens,
+            seed=(config.seed, "sample", step),
+            on_completion=scorer.submit,
+            first_slot=first_slot,
+        )
+    with clock.stage("verify"):  # what is left to wait for
+        scored = scorer.collect()
+    return Draw(prompts=len(mine), scored=scored, kept=scored, idle_seconds=scorer.idle_seconds)
 
 
 class StopFlag:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,7 @@ def completion(text: str, *tasks: tuple[str, Any], number: int = 0, stop: Stop =
             tasks=tuple(Task(verifier=name, ground_truth=truth) for name, truth in tasks),
         ),
         sample=0,
-        place=0,
+        place=2 * number,
         token_ids=(1, 2),
         logprobs=(-0.5, -0.5),
         text=text,
@@ -170,7 +171,26 @@ def test_metrics_of_a_step_by_verifier(config: Config) -> None:
         "verifier/math/correct": 0.75,
         "verifier/half/correct": 0.0,
         "rollout/groups_without_signal": pytest.approx(2 / 3),
+        "rollout/groups_under_two_known": pytest.approx(1 / 3),
+        "rollout/groups_all_correct": pytest.approx(1 / 3),
+        "rollout/groups_all_wrong": 0.0,
     }
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(2, 10.0), (4, 10.0), (5, 9.0), (8, 6.0), (9, 6.0)])
+def test_a_completion_loses_reward_in_a_straight_line_between_two_lengths(tokens: int, expected: float) -> None:
+    # 4 at most from 4 to 8 tokens: 1 a token
+    reward = Reward(overlong_tokens=(4, 8), overlong_penalty=4.0, no_eos_score="keep")
+    one = dataclasses.replace(completion("x"), token_ids=(1,) * tokens, logprobs=(-1.0,) * tokens)
+    assert score(one, (Verdict.correct(),), reward).reward == pytest.approx(expected)
+    assert score(one, (Verdict.correct(),), reward).score == 1.0
+
+
+def test_the_score_of_a_completion_without_eos_is_replaced_before_it_is_punished_for_its_length() -> None:
+    one = completion("x", stop=Stop.LENGTH)  # 2 tokens: half way
+    reward = Reward(overlong_tokens=(1, 3), overlong_penalty=4.0, no_eos_score=-10.0)
+    assert score(one, (Verdict.correct(),), reward).reward == -12.0
+    assert score(one, (Verdict.indeterminate("?"),), reward).reward is None
 
 
 def test_too_many_indeterminate_verdicts_stop_the_run_and_say_why(config: Config) -> None:
@@ -191,5 +211,5 @@ def test_too_many_indeterminate_verdicts_stop_the_run_and_say_why(config: Config
 def test_a_step_of_which_nothing_is_left_has_no_mean(config: Config) -> None:
     metrics = reward_metrics(judged(config, [completion("x", ("breaks", None))]), max_indeterminate_share=1.0)
     assert math.isnan(metrics["reward/mean"])
-    assert math.isnan(metrics["rollout/groups_without_signal"])
+    assert metrics["rollout/groups_without_signal"] == metrics["rollout/groups_under_two_known"] == 1.0
     assert metrics["verifier/breaks/indeterminate"] == 1
