@@ -34,7 +34,7 @@ def load_as(schema: type[Section], path: str | pathlib.Path, overrides: Sequence
 
 
 def read_toml(path: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> dict[str, Any]:
-    """The recipe's table, laid over the one it `extends` (a path relative to the recipe)."""
+    """The recipe's table over the one it `extends` (a path relative to the recipe), `without` the options named."""
     if path.resolve() in seen:
         chain = " -> ".join(str(p) for p in (*seen, path.resolve()))
         raise ConfigError(f"recipes extend each other in a circle: {chain}. Remove one `extends`.")
@@ -49,12 +49,33 @@ def read_toml(path: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> dict[s
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}. Correct it there.") from error
-    base = table.pop("extends", None)
+    base, without = table.pop("extends", None), table.pop("without", [])
     if base is None:
+        if without:
+            raise ConfigError(f"{path}: without={without!r} has no recipe to leave anything out of: set extends too.")
         return table
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends must be the path of a recipe, relative to this one; got {base!r}")
-    return merge(read_toml(path.parent / base, (*seen, path.resolve())), table)
+    below = read_toml(path.parent / base, (*seen, path.resolve()))
+    for dotted in without:
+        leave_out(below, dotted, f"{path}: without={without!r}: {base}")
+    return merge(below, table)
+
+
+def leave_out(table: dict[str, Any], dotted: str, place: str) -> None:
+    """Take an option or a section out of a table. Raises ConfigError, which begins with `place`, when it is not there.
+
+    >>> table = {"critic": {"init": "scratch"}, "seed": 1}
+    >>> leave_out(table, "critic.init", "mine.toml"); leave_out(table, "seed", "mine.toml"); table
+    {'critic': {}}
+    """
+    *sections, option = dotted.split(".") if isinstance(dotted, str) else [repr(dotted)]
+    node: Any = table
+    for section in sections:
+        node = node.get(section) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or option not in node:
+        raise ConfigError(f"{place} has no {dotted}. Remove it from `without`.")
+    del node[option]
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
