@@ -63,9 +63,13 @@ def test_the_data_check_and_verifier_commands_run_as_written(
 ) -> None:
     (tmp_path / "launch").symlink_to(repository / "launch")
     (tmp_path / "gsm8k").mkdir()
-    problem = {"question": "What is 2 + 3?", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"}
-    for split in ("train", "test"):
-        (tmp_path / "gsm8k" / f"{split}.jsonl").write_text((json.dumps(problem) + "\n") * 10)
+    for split, first in (("train", 3), ("test", 30)):
+        problems = [
+            {"question": f"What is 2 + {n}?", "answer": f"2 + {n} = <<2+{n}={n + 2}>>{n + 2}\n#### {n + 2}"}
+            for n in range(first, first + 10)
+        ]
+        lines = "".join(json.dumps(problem) + "\n" for problem in problems)
+        (tmp_path / "gsm8k" / f"{split}.jsonl").write_text(lines)
     rows = [{"id": 1, "completion": "3 2 1 0", "ground_truth": 3}, {"id": 2, "completion": "3 2 1", "ground_truth": 3}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plugin = next(block for block in blocks(readme, "python") if block.startswith("# countdown.py"))
