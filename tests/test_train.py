@@ -17,7 +17,7 @@ from rlvr.log import read_metrics
 from sft_dpo import quickstart_task
 
 LOSS_CURVE = pathlib.Path(__file__).parent / "data" / "loss_curve.json"
-TIMED = ("time/", "rollout/tokens_per_second", "sync/transfer_seconds", "sync/proof_seconds")
+TIMED = ("time/", "rollout/tokens_per_second", "rollout/idle", "sync/transfer_seconds", "sync/proof_seconds")
 TIMEOUT_SECONDS = 240
 MARK = "RLVR_TEST_MARK"
 

@@ -90,9 +90,12 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    from vllm.distributed import cleanup_dist_env_and_memory
+
     made = Stack(tmp_path_factory.mktemp("truncation"))
     yield made
     made.sampler.close()
+    cleanup_dist_env_and_memory()  # vLLM's process groups outlive its engine, and another module starts its own
 
 
 PROMPTS = [[5 + i, 40 + 3 * i, 7, 100 + i] for i in range(24)]
