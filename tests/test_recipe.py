@@ -150,6 +150,40 @@ def test_a_recipe_extends_another_table_by_table(least: str) -> None:
     assert (made.seed, made.rollout.temperature, made.rollout.prompts_per_step) == (6, 0.5, 4)
 
 
+def test_a_recipe_may_leave_out_options_of_the_one_it_extends(least: str) -> None:
+    pathlib.Path("r.toml").write_text(LEAST + "[critic]\ninit = 'scratch'\n")
+    grouped = 'extends = "r.toml"\nwithout = ["critic"]\n[rollout]\nsamples_per_prompt = 2\n'
+    pathlib.Path("mine.toml").write_text(grouped + '[algorithm]\nadvantage = "grpo"\n')
+    made = recipe.load("mine.toml")
+    assert (made.algorithm.advantage, made.critic) == ("grpo", Config.model_fields["critic"].default)
+    pathlib.Path("mine.toml").write_text('extends = "r.toml"\nwithout = ["critic.start"]\n')
+    assert message("mine.toml") == (
+        "mine.toml: without=['critic.start']: r.toml has no critic.start. Remove it from `without`."
+    )
+    pathlib.Path("mine.toml").write_text('without = ["critic"]\n')
+    assert (
+        message("mine.toml") == "mine.toml: without=['critic'] has no recipe to leave anything out of: set extends too."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "steps", "beta", "rate"),
+    [
+        ("tulu3-70b", 640, 625, 0.07, 1e-7),
+        ("tulu3-405b", 1856, 161, 0.05, 1e-7),
+        ("tulu3.1-8b", 768, 1920, 0.01, 5e-7),
+        ("olmo3-7b", 512, 1400, 0.0, 1e-6),
+    ],
+)
+def test_published_recipes_have_the_published_batch_length_and_rate(
+    name: str, samples: int, steps: int, beta: float, rate: float
+) -> None:
+    made = recipe.load(RECIPES / f"{name}.toml")
+    assert made.rollout.prompts_per_step * made.rollout.samples_per_prompt == samples
+    assert (made.training.steps, made.algorithm.kl_coefficient, made.optimizer.learning_rate) == (steps, beta, rate)
+    assert (made.algorithm.advantage == "gae") == name.startswith("tulu3-")
+
+
 def test_recipes_that_extend_each_other_are_refused(least: str, tmp_path: pathlib.Path) -> None:
     pathlib.Path("a.toml").write_text('extends = "b.toml"\n')
     pathlib.Path("b.toml").write_text('extends = "a.toml"\n')
