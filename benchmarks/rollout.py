@@ -10,8 +10,8 @@ questions and solutions: benchmarks/gsm8k_lengths.json), fixes each request's le
 engines do the same work. `--shape` takes random weights of a shape (benchmarks/workload.py) and the quickstart's rows.
 
 Phases of a step, each once a repeat: *generate* (requests in, completions out, text decoded, verdicts asked for as
-completions end), *score* (verdicts still to wait for), *sleep*, *update* (with `--against floor`), *wake*, *sync*
-(GB/s of weights) and *proof*. Contestants take turns within a repeat, in an order that alternates: `raw` is vLLM's own
+completions end), *score* (verdicts still to wait for), *sleep*, *update* (with `--against learner` or `floor`), *wake*,
+*sync* (GB/s of weights) and *proof*. Contestants take turns within a repeat, in alternating order: `raw` is vLLM's own
 `LLM.generate` on the same engine and the same requests (prompt, length, seed, log-probs); `transformers` its batched
 `generate`, right after; `floor` adds to `raw` one bare torch update on the same tokens (benchmarks/floor.py). The
 prefix cache is emptied before each. TRL runs apart: benchmarks/rollout_trl.py.
@@ -38,7 +38,7 @@ from rlvr.config import Config
 if TYPE_CHECKING:
     from benchmarks.rollout_contest import Contest
 
-CONTESTANTS = ("raw", "transformers", "floor")
+CONTESTANTS = ("raw", "transformers", "learner", "floor")
 
 
 def main() -> None:
@@ -48,9 +48,10 @@ def main() -> None:
 
         sweep(arguments)
         return
+    written = recipe.load(arguments.recipe, arguments.overrides)
+    environment.prepare(enforce_eager=written.sampler.enforce_eager)  # before torch is imported
     with tempfile.TemporaryDirectory() as folder:
         config = configure(arguments, pathlib.Path(folder))
-        environment.prepare(enforce_eager=config.sampler.enforce_eager)
         with contestants(config, arguments) as contest:
             result = measure(contest, arguments)
     if result is None:  # not the first rank
@@ -150,6 +151,7 @@ def measure(contest: Contest, arguments: argparse.Namespace) -> dict[str, Any] |
         "peaks": dataclasses.asdict(peak),
         **found,
         "seconds": {name: spread(values) for name, values in contest.seconds.items()},
+        "series": dict(contest.seconds),
     }
 
 

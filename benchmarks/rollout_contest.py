@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import Peaks, copy_rate, spread, synchronize
+from benchmarks.machine import Peaks, spread, synchronize
 from benchmarks.workload import gsm8k_lengths
 from rlvr import distributed
 from rlvr.colocated import Request, Sampled
@@ -161,9 +161,9 @@ class Contest:
 
     def _learn_and_sync(self, scored: Sequence[Scored], repeat: int) -> None:
         learner = self.parts.learner
-        if "floor" in self.against:
+        if {"learner", "floor"} & set(self.against):
             batch = trajectories([dataclasses.replace(one, reward=one.reward or 0.0) for one in scored])
-            if repeat % 2:
+            if repeat % 2 and "floor" in self.against:
                 self._bare(batch)
             synchronize()
             started = time.perf_counter()
@@ -171,7 +171,7 @@ class Contest:
             learner.update(batch, targets, step=repeat)
             synchronize()
             self._note("update", time.perf_counter() - started)
-            if not repeat % 2:
+            if not repeat % 2 and "floor" in self.against:
                 self._bare(batch)
         self._wake_seconds = 0.0
         report = self.parts.sync.publish()
@@ -274,10 +274,7 @@ class Contest:
             "idle_share": sum(s["idle_while_scoring"]) / sum(steps),
             "sync_bytes": self.bytes_sent,
             "sync_gb_per_second": self.bytes_sent / moved / 1e9,
-            "sync_share_of_bandwidth": 2
-            * self.bytes_sent
-            / moved
-            / (peak.bytes_per_second if torch.cuda.is_available() else copy_rate()),
+            "sync_share_of_bandwidth": 2 * self.bytes_sent / moved / peak.bytes_per_second,  # read and written
         }
 
     def _utilization(self, peak: Peaks, seconds: float) -> tuple[float, float]:

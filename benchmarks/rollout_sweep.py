@@ -1,0 +1,108 @@
+"""The sweep of `benchmarks.rollout`: every combination of some options, each in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from rlvr.errors import ConfigError
+
+SWEPT = ("rollout.samples_per_prompt",)
+"""Options outside of `sampler.` that a sweep may vary."""
+
+
+def combinations(swept: list[str]) -> list[list[str]]:
+    """Overrides of every combination.
+
+    Raises ConfigError for an option that does not change the rollout's speed alone.
+
+    >>> combinations(["sampler.max_num_seqs=64,256", "sampler.sleep=true"])
+    [['sampler.max_num_seqs=64', 'sampler.sleep=true'], ['sampler.max_num_seqs=256', 'sampler.sleep=true']]
+    """
+    choices = []
+    for text in swept:
+        name, _, values = text.partition("=")
+        if not values or not (name.startswith("sampler.") or name in SWEPT):
+            raise ConfigError(
+                f"--sweep {text!r}: an option of the sampler or {', '.join(SWEPT)} with values is needed, "
+                "e.g. sampler.max_num_seqs=64,256."
+            )
+        choices.append([f"{name}={value}" for value in values.split(",")])
+    return [list(chosen) for chosen in itertools.product(*choices)]
+
+
+def same_samples(overrides: list[str], samples: int) -> list[str]:
+    """With another group size, as many prompts as keep the step's samples.
+
+    >>> same_samples(["rollout.samples_per_prompt=8"], 64)
+    ['rollout.samples_per_prompt=8', 'rollout.prompts_per_step=8']
+    """
+    for text in overrides:
+        name, _, value = text.partition("=")
+        if name == "rollout.samples_per_prompt":
+            return [*overrides, f"rollout.prompts_per_step={max(samples // int(value), 1)}"]
+    return overrides
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Measure each combination, print the table and the best one as recipe lines, and write all results."""
+    from benchmarks.machine import about, write_result
+    from rlvr import recipe
+
+    config = recipe.load(arguments.recipe, arguments.overrides)
+    samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+    measured = []
+    for chosen in combinations(arguments.sweep):
+        found = _measure(arguments, same_samples(chosen, samples))
+        measured.append({"options": chosen, **found})
+        rate = found.get("tokens_per_second")
+        print(f"{f'{rate:>10,.0f} tokens/s' if rate else found['failed'][-160:]:>20}  {' '.join(chosen)}", flush=True)
+    ran = [one for one in measured if "tokens_per_second" in one]
+    if not ran:
+        raise ConfigError("no combination of the sweep ran; each one's last line is printed above.")
+    best = max(ran, key=lambda one: one["tokens_per_second"])
+    lines = recipe_lines(same_samples(best["options"], samples))
+    print(f"\nfastest for {config.model.path}, {arguments.lengths} lengths:\n{lines}", end="")
+    if arguments.output:
+        result = {**about(), "recipe": arguments.recipe, "lengths": arguments.lengths, "shape": arguments.shape}
+        write_result(arguments.output, result | {"measured": measured, "best": lines})
+        arguments.output.with_suffix(".toml").write_text(lines, encoding="utf-8")
+
+
+def _measure(arguments: argparse.Namespace, chosen: list[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        output = pathlib.Path(folder) / "one.json"
+        command = [sys.executable, "-m", "benchmarks.rollout", arguments.recipe, *arguments.overrides, *chosen]
+        command += ["--lengths", arguments.lengths, "--repeats", str(arguments.repeats), "--output", str(output)]
+        command += ["--against", *(["--shape", arguments.shape] if arguments.shape else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return {"failed": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+        found = json.loads(output.read_text())
+        return {"tokens_per_second": found["tokens_per_second"]["ours"]["median"], "sampler": found["sampler"]}
+
+
+def recipe_lines(overrides: list[str]) -> str:
+    """Overrides as TOML tables.
+
+    >>> print(recipe_lines(["sampler.max_num_seqs=64", "rollout.samples_per_prompt=8", "sampler.sleep=true"]), end="")
+    [sampler]
+    max_num_seqs = 64
+    sleep = true
+    <BLANKLINE>
+    [rollout]
+    samples_per_prompt = 8
+    """
+    tables: dict[str, list[str]] = {}
+    for text in overrides:
+        dotted, _, value = text.partition("=")
+        section, _, option = dotted.rpartition(".")
+        quoted = value if value in ("true", "false") or value.replace(".", "", 1).isdecimal() else f'"{value}"'
+        tables.setdefault(section, []).append(f"{option} = {quoted}")
+    return "\n".join(f"[{section}]\n" + "".join(f"{line}\n" for line in lines) for section, lines in tables.items())

@@ -1,0 +1,105 @@
+"""The rollout benchmark, run for real on a tiny model; its arithmetic; vLLM's statistics as it records them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.rollout import parse
+from benchmarks.rollout_plot import plot
+from benchmarks.rollout_sweep import combinations, recipe_lines
+from rlvr import recipe
+from rlvr.errors import ConfigError
+from rlvr.sampler_statistics import SamplerStatistics
+
+
+@pytest.fixture(scope="module")
+def result(repository: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    output = tmp_path_factory.mktemp("rollout") / "result.json"
+    words = ["launch/recipes/quickstart.toml", "--shape", "1m", "--lengths", "gsm8k", "--repeats", "2"]
+    words += ["--against", "raw", "learner", "--output", str(output)]
+    words += ["rollout.prompts_per_step=4", "rollout.samples_per_prompt=2", "algorithm.minibatches=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.rollout", *words],
+        cwd=repository,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    return json.loads(output.read_text())
+
+
+@pytest.mark.slow
+def test_it_reports_every_phase_and_the_same_tokens_as_vllm_alone(result: dict, tmp_path: pathlib.Path) -> None:
+    for phase in ("generate", "score", "sleep", "update", "wake", "sync", "proof", "raw_generate", "step", "startup"):
+        assert result["seconds"][phase]["repeats"] == (1 if phase == "startup" else 2), phase
+    phases = ("generate", "score", "sleep", "update", "wake", "sync", "proof")
+    step = [sum(result["series"][phase][i] for phase in phases) for i in (0, 1)]
+    assert result["series"]["step"] == pytest.approx(step, rel=1e-4)
+    assert result["requests"] == 8
+    assert result["tokens_per_second"]["raw vLLM"]["median"] > 0
+    assert result["tokens"] > 8 * 30
+    assert result["sampler"]["sampler/steps"] > 60  # one a token of the longest request
+    assert 0 < result["sampler"]["sampler/occupancy"] <= 1
+    assert 0 < result["sampler"]["sampler/kv_cache_usage_max"] < 1
+    assert 0 < result["mfu"] < 1
+    assert result["sync_bytes"] > 4e6
+    lengths = [row["tokens"] for row in result["latency_by_length"]]
+    assert lengths == sorted(lengths)
+    plot(result, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_a_sweep_is_every_combination_and_ends_as_recipe_lines(
+    repository: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    chosen = combinations(["sampler.max_num_seqs=64,256", "sampler.enforce_eager=true,false"])
+    assert len(chosen) == 4
+    base = repository / "launch" / "recipes" / "quickstart.toml"
+    made = tmp_path / "made.toml"
+    made.write_text(f'extends = "{base}"\n' + recipe_lines(chosen[1]))
+    config = recipe.load(str(made), [])
+    assert (config.sampler.max_num_seqs, config.sampler.enforce_eager) == (64, False)
+
+
+def test_a_sweep_of_something_else_than_speed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="learning_rate"):
+        combinations(["optimizer.learning_rate=1,2"])
+
+
+def test_lengths_are_named_or_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["r.toml", "a.b=1", "--lengths", "64"]).overrides == ["a.b=1"]
+    with pytest.raises(SystemExit):
+        parse(["r.toml", "--lengths", "long"])
+    assert "--lengths is free, gsm8k or a number" in capsys.readouterr().err
+
+
+def test_statistics_add_up_over_engine_steps() -> None:
+    statistics = SamplerStatistics(max_num_seqs=4)
+    cache = SimpleNamespace(queries=100, hits=25)
+    for running, usage in ((4, 0.5), (2, 0.1)):
+        scheduler = SimpleNamespace(num_running_reqs=running, kv_cache_usage=usage, prefix_cache_stats=cache)
+        finished = [SimpleNamespace(num_generation_tokens=7, e2e_latency=0.2)]
+        iteration = SimpleNamespace(
+            num_preempted_reqs=1, time_to_first_tokens_iter=[0.01 * running], finished_requests=finished
+        )
+        statistics.record(scheduler, iteration, mm_cache_stats=None)
+    summary = statistics.summary()
+    assert summary["sampler/occupancy"] == pytest.approx((4 + 2) / 2 / 4)
+    assert summary["sampler/kv_cache_usage"] == pytest.approx(0.3)
+    assert summary["sampler/kv_cache_usage_max"] == 0.5
+    assert summary["sampler/prefix_cache_hits"] == pytest.approx(50 / 200)
+    assert summary["sampler/preemptions"] == 2
+    assert summary["sampler/first_token_seconds"] == pytest.approx(0.03)
+    assert [one.tokens for one in statistics.finished] == [7, 7]
+    statistics.clear()
+    assert (statistics.steps, statistics.finished, statistics.max_num_seqs) == (0, [], 4)
