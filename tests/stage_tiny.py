@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from typing import Any
 
 import torch
 import transformers
-from tiny import model_config
+from tiny import model_config, weights
 
+from rlvr.chat import load_tokenizer
+from sft_dpo import config, dpo, reward_model, sft, value_model
 from sft_dpo.quickstart_task import train_tokenizer
+from sft_dpo.training import Fit, train_step
 
 PAIRS = [
     ("What is 2 + 3?", "2 + 3 = 5", "2 + 3 = 6"),
@@ -38,16 +42,21 @@ def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> str:
 
 
 def make_folder(folder: pathlib.Path) -> None:
-    """Write `model/`, `pairs.jsonl` and `conversations.jsonl`."""
+    """Write `model/`, `pairs.jsonl`, `conversations.jsonl` and `samples.jsonl`."""
     tokenizer = train_tokenizer([text for row in PAIRS for text in row])
-    config = model_config("Llama", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
+    shape = model_config("Llama", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+        transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     rows = [pair_row(*row) for row in PAIRS]
     write_rows(folder / "pairs.jsonl", rows)
     write_rows(folder / "conversations.jsonl", [{"messages": row["chosen"]} for row in rows])
+    judged = [
+        {"prompt_id": number, "sample": 0, "prompt_token_ids": asked, "token_ids": said, "reward": reward}
+        for number, (asked, said, reward) in enumerate(SAMPLES)
+    ]
+    write_rows(folder / "samples.jsonl", judged)
 
 
 def table(folder: pathlib.Path, rows: str = "pairs.jsonl", **more: Any) -> dict[str, Any]:
@@ -60,3 +69,31 @@ def table(folder: pathlib.Path, rows: str = "pairs.jsonl", **more: Any) -> dict[
         "training": {"epochs": 2, "examples_per_step": 4},
     }
     return base | {key: base.get(key, {}) | value if isinstance(value, dict) else value for key, value in more.items()}
+
+
+SAMPLES = [([5, 6, 7], [8, 9, 0], 10.0), ([5, 6], [9, 0], 0.0), ([7, 7, 7, 8], [1, 2, 3, 0], 10.0), ([6], [4], -10.0)]
+"""Prompt tokens, completion tokens and reward."""
+STAGES = {
+    "sft": ("Sft", sft.work, "conversations.jsonl"),
+    "dpo": ("Dpo", dpo.work, "pairs.jsonl"),
+    "reward": ("Reward", reward_model.work, "pairs.jsonl"),
+    "value": ("Value", value_model.work, "samples.jsonl"),
+}
+
+
+def stage_config(folder: pathlib.Path, stage: str, **more: Any) -> Any:
+    schema, _, rows = STAGES[stage]
+    if stage == "dpo":
+        more = {"preference": {"reference_cache": str(folder / f"cache_{os.environ.get('WORLD_SIZE', '1')}")}} | more
+    return getattr(config, schema).model_validate(table(folder, rows, **more))
+
+
+def outcome(
+    folder: pathlib.Path, stage: str, zero_stage: int, steps: int
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of a few steps and the weights reached. Collective."""
+    made = stage_config(folder, stage, learner={"zero_stage": zero_stage, "max_tokens_per_micro_batch": 60})
+    fit = Fit(made, STAGES[stage][1](made, load_tokenizer(made.model.path, None)))
+    fit.work.train.before_first_update(fit.engine)
+    losses = [train_step(fit.engine, fit.work.train, fit.batch(step))["loss"] for step in range(steps)]
+    return losses, weights(fit.engine)
