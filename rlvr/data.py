@@ -249,10 +249,11 @@ def mixed(source: Source, rows: Rows[T]) -> Rows[T]:
 
 def counts_of(rows: Sequence[Any]) -> tuple[SourceCounts, ...]:
     """What became of the rows of each source."""
-    return tuple(part.counts for part in _parts(rows))
+    return tuple(part.counts for part in parts_of(rows))
 
 
-def _parts(rows: Sequence[Any]) -> list[Rows[Any]]:
+def parts_of(rows: Sequence[Any]) -> list[Rows[Any]]:
+    """The rows of each source of a mixture."""
     parts = rows.parts if isinstance(rows, Joined) else [rows]
     return [part for part in parts if isinstance(part, Rows)]
 
@@ -379,8 +380,8 @@ def make_prompts(name: str, rows: Sequence[Row], tokenizer: Any, max_prompt_toke
         name=name, prompts=Lazy(len(places), make), rows=len(rows), over_length=len(dropped),
         longest_dropped_tokens=max(dropped.values(), default=0), verifiers=dict(verifiers),
         sources=_with_over_length(rows, dropped),
-        bad=tuple(row for part in _parts(rows) for row in part.bad),
-        contamination=tuple(report for part in _parts(rows) for report in part.contamination),
+        bad=tuple(row for part in parts_of(rows) for row in part.bad),
+        contamination=tuple(report for part in parts_of(rows) for report in part.contamination),
     )  # fmt: skip
 
 

@@ -309,7 +309,7 @@ class _Table:
 def parsed(raw: Any, place: str) -> Mapping[str, Any]:
     """The row's columns, from a line of JSONL or a row of a table. Raises RowFault."""
     value = _parse(raw, first=place.endswith(":1")) if isinstance(raw, bytes) else raw
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise RowFault("wrong type", f"a row is an object, not {type(value).__name__}")
     return value
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from rlvr import judges
 from rlvr.chat import TEMPLATES
 from rlvr.config import Config, Source
-from rlvr.data import LOCAL_SUFFIXES, Row, read_source, verifier_key, verifier_names
+from rlvr.data import LOCAL_SUFFIXES, Row, parts_of, read_source, read_training, verifier_key, verifier_names
 from rlvr.errors import ConfigError, DataError
 from rlvr.recipe import nearest_file
 from verifiers import registry
@@ -54,6 +54,9 @@ def check(config: Config) -> list[str]:
     build_verifiers(config, {*held_out, *_replacing(config.data.eval, elsewhere)}, "evaluation")
     lines = [rows[id(source)].counts.line() for source in local]
     lines += [f"{source.path}: not a file, so its rows are read when the run starts" for source in elsewhere]
+    if config.data.decontaminate.against and not elsewhere:
+        cleaned = read_training(config.data, config.plugins)
+        lines += [report.lines(0)[0] for part in parts_of(cleaned) for report in part.contamination]
     return [*lines, *_description(config, sorted({*train, *held_out}), all_known=not elsewhere)]
 
 

@@ -107,10 +107,12 @@ def numbered(block: Block) -> Iterator[tuple[str, Any]]:
 
 def _turns(row: Mapping[str, Any], source: TextSource) -> tuple[str, ...]:
     columns = source.columns or _known(row)
-    missing = [column for column in columns if row.get(column) is None]
-    if missing:
-        raise RowFault("missing keys", f"missing {', '.join(missing)} (it has {', '.join(map(str, row))})")
-    return tuple(text for column in columns for text in _texts(column, row[column]))
+    found: list[str] = []
+    for column in columns:
+        if row.get(column) is None:
+            raise RowFault("missing keys", f"missing {column} (it has {', '.join(map(str, row))})")
+        found += _texts(column, row[column])
+    return tuple(found)
 
 
 def _known(row: Mapping[str, Any]) -> list[str]:
@@ -127,9 +129,9 @@ def _known(row: Mapping[str, Any]) -> list[str]:
 def _texts(column: str, value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
-    if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
+    if isinstance(value, list) and {*map(type, value)} == {dict}:
         turns = [turn.get("content") for turn in value if turn.get("role") == "user"]
-        if turns and all(isinstance(turn, str) for turn in turns):
+        if {*map(type, turns)} == {str}:
             return turns
         raise RowFault("wrong roles", f"{column} has no user turn with text, got {value!r:.120}")
     raise RowFault("wrong type", f"{column} must be text or a list of turns, got {value!r:.80}")

@@ -103,6 +103,28 @@ def test_a_refusal_shows_both_rows(tmp_path: pathlib.Path) -> None:
     assert len(read_training(training(tmp_path, "refuse", limit=0.05), ())) == 10
 
 
+def test_check_says_what_the_run_would_find(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dirty, clean, against = two_sets(tmp_path)
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f"""
+        run_dir = "x"
+        model.path = "owner/model"
+        rollout.prompts_per_step = 2
+        training.steps = 1
+        [data]
+        train = ["{dirty}", "{clean}"]
+        decontaminate = {{ against = "{against}", action = "remove rows" }}
+        """
+    )
+    assert main(["check", str(recipe)]) == 0
+    assert f"{dirty} (3 rows) against {against} (20 instances): 1 overlap (5.00%; 1 in every word)" in (
+        capsys.readouterr().out
+    )
+    assert main(["check", str(recipe), 'data.decontaminate.action="refuse"']) == 2
+    assert "training data holds prompts of evaluation sets" in capsys.readouterr().err
+
+
 def test_nothing_left_is_refused(tmp_path: pathlib.Path) -> None:
     dirty, _, against = two_sets(tmp_path)
     options = Decontamination(against=[TextSource(path=against)], action="remove set")
@@ -182,6 +204,24 @@ def test_gsm8k_train_and_test_share_two_templates_and_no_problem(shared_data: pa
     assert [o.evaluation.place.rsplit(":")[1] for o in report.overlaps] == ["603", "633"]
     assert max(o.share for o in report.overlaps) < 0.8
     assert not report.contaminated
+
+
+def test_the_table_in_the_docs_is_what_was_measured(repository: pathlib.Path) -> None:
+    names = {
+        "GSM8K train": "train.jsonl", "GSM8K test": "test.jsonl", "MATH train (7,474)": "math_train_7474.json",
+        "MATH-500": "math500.jsonl", "MATH test": "math_test_5000.jsonl", "AMC 2023": "amc23.jsonl",
+        "MBPP train": "mbpp_train.jsonl", "MBPP test": "mbpp_test.jsonl", "MBPP validation": "mbpp_validation.jsonl",
+    }  # fmt: skip
+    measured = json.loads((repository / "benchmarks/results/decontaminate.json").read_text())["pairs"]
+    by_sets = {(pair["training"], pair["evaluation"]): pair for pair in measured}
+    rows = [line.strip("| ").split(" | ") for line in (repository / "docs/data.md").read_text().splitlines()]
+    table = [row for row in rows if len(row) == 7 and row[0] in names]
+    assert len(table) == 6
+    for training, evaluation, *numbers in table:
+        pair = by_sets[names[training], names[evaluation]]
+        share = f"{pair['overlapping'] / pair['instances']:.2%}"
+        counts = [str(pair[key]) for key in ("instances", "overlapping", "in_every_word", "matching_rows")]
+        assert numbers == [counts[0], counts[1], share, counts[2], counts[3]]
 
 
 def test_options_that_would_do_nothing_are_refused(tmp_path: pathlib.Path) -> None:
