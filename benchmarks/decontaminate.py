@@ -105,7 +105,7 @@ def measure(data: pathlib.Path, folder: pathlib.Path, arguments: argparse.Namesp
         "rows_per_cpu_second": round(arguments.rows / cpu),
         "rows_per_second": round(arguments.rows / total),
         "rows_per_second_without_the_index": round(arguments.rows / (total - index_seconds)),
-        "peak_rss_mib": {"this process": own, "largest worker": children},
+        "peak_rss_mib": {"this process": own, "largest worker, at most": children},
     }
 
 
