@@ -69,6 +69,7 @@ class Sampler:
         self.rollout = config.rollout
         self._can_sleep = torch.cuda.is_available() and config.sampler.sleep
         self._asleep = False
+        _keep_process_group()
         self._llm = LLM(
             model=config.model.path,
             skip_tokenizer_init=not config.rollout.stop_strings,  # which vLLM looks for in the text
@@ -193,8 +194,16 @@ class Sampler:
             self._asleep = True
 
     def close(self) -> None:
-        """Shut the engine down."""
+        """Shut the engine down, and leave the process group to the learner and to an engine that may follow."""
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _keep_process_group() -> None:
+    """Let an engine that ends destroy its own groups only: vLLM 0.32 would end torch's default one with them."""
+    from vllm.distributed.parallel_state import destroy_model_parallel
+    from vllm.v1.engine import core
+
+    core.cleanup_dist_env_and_memory = destroy_model_parallel
 
 
 def _repack_tied_head(model: torch.nn.Module) -> None:

@@ -13,6 +13,7 @@ from rlvr import environment
 
 environment.prepare(enforce_eager=True)
 
+from rlvr import distributed  # noqa: E402
 from rlvr.chat import load_tokenizer  # noqa: E402
 from rlvr.colocated import Request, Sampled, Sampler  # noqa: E402
 from rlvr.config import Config, Reward, Rollout  # noqa: E402
@@ -90,12 +91,10 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    from vllm.distributed import cleanup_dist_env_and_memory
-
+    distributed.start()
     made = Stack(tmp_path_factory.mktemp("truncation"))
     yield made
     made.sampler.close()
-    cleanup_dist_env_and_memory()  # vLLM's process groups outlive its engine, and another module starts its own
 
 
 PROMPTS = [[5 + i, 40 + 3 * i, 7, 100 + i] for i in range(24)]
