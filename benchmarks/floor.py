@@ -53,18 +53,18 @@ class Floor:
         self.steps = [MasterAdamW(model, rate) for model, rate in zip((self.policy, self.critic), rates, strict=True)]
 
     def update(self, targets: Targets, tokens_in_global_batch: float) -> None:
-        """Forward, backward and AdamW of both models, with PPO's losses."""
+        """Forward, backward and AdamW of both models, with PPO's losses; of the policy alone without returns."""
         for batch in self.batches:
             old, advantages = targets.old_logprobs[batch.token_index], targets.advantages[batch.token_index]
             ratio = torch.exp(self.logprobs(batch) - old.to(batch.targets.device))
             advantages = advantages.to(batch.targets.device)
             loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2)).sum()
             (loss / tokens_in_global_batch).backward()
-        for batch in self.batches:
+        for batch in self.batches if targets.returns is not None else ():
             wanted = targets.returns[batch.token_index].to(batch.targets.device)
             loss = 0.5 * ((self.values(batch) - wanted) ** 2).sum()
             (0.1 * loss / tokens_in_global_batch).backward()
-        for step in self.steps:
+        for step in self.steps if targets.returns is not None else self.steps[:1]:
             step()
 
     def forward(self) -> None:

@@ -16,6 +16,7 @@ import torch
 from benchmarks.machine import Peaks, spread, synchronize
 from benchmarks.workload import gsm8k_lengths
 from rlvr import distributed
+from rlvr.balance import balance
 from rlvr.colocated import Request, Sampled
 from rlvr.parts import Parts
 from rlvr.records import Prompt, Scored
@@ -162,7 +163,7 @@ class Contest:
     def _learn_and_sync(self, scored: Sequence[Scored], repeat: int) -> None:
         learner = self.parts.learner
         if {"learner", "floor"} & set(self.against):
-            batch = trajectories([dataclasses.replace(one, reward=one.reward or 0.0) for one in scored])
+            batch = balance(trajectories([dataclasses.replace(one, reward=one.reward or 0.0) for one in scored]))
             if repeat % 2 and "floor" in self.against:
                 self._bare(batch)
             synchronize()
@@ -181,7 +182,7 @@ class Contest:
         self._note("proof", report.proof_seconds)
 
     def _bare(self, batch: Any) -> None:
-        """The same passes in bare torch: old and reference log-probs, values, and one update of both models."""
+        """The same passes in bare torch: old and reference log-probs, values, and one update an epoch."""
         from benchmarks.floor import Floor, micro_batches
 
         config = self.config
@@ -193,11 +194,13 @@ class Contest:
         started = time.perf_counter()
         padded = len(set(batch.lengths.tolist())) > 1
         floor.batches = micro_batches(batch, max_tokens=config.learner.max_tokens_per_micro_batch, padded=padded)
-        floor.forward()
-        if config.algorithm.kl_coefficient > 0:
-            with torch.no_grad():
-                for part in floor.batches:
+        reads = (config.algorithm.old_logprobs == "learner") + (config.algorithm.kl_coefficient > 0)
+        with torch.no_grad():
+            for part in floor.batches:
+                for _ in range(reads):
                     floor.logprobs(part)
+                if self.parts.learner.critic is not None:
+                    floor.values(part)
         for _ in range(config.algorithm.epochs):
             floor.update(targets, float(batch.lengths.sum()))
         synchronize()
