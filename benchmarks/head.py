@@ -6,7 +6,8 @@
 
 Forward and backward from hidden states [T, 896] to the gradient of hidden states and output weight (Qwen2.5-0.5B's
 output layer). Each variant runs in a process of its own, in turns; memory is the highest above what was held before
-the forward: resident set on a CPU, torch's allocations on a GPU. The weight's gradient [V, 896] is in every figure but `value`'s.
+the forward: resident set on a CPU, torch's allocations on a GPU. The weight's gradient [V, 896] is in every figure but
+`value`'s.
 
 `chunked` is `rlvr.head` as PPO, SFT and DPO call it in an update, `chunked, entropy` as the forward before it does.
 `full` is `cross_entropy` on float32 logits [T, V], the leanest common form; `full, log_softmax` gathers from
