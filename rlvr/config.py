@@ -25,11 +25,23 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Lora(Section):
+    """Train low-rank adapters instead of the model's own weights (arXiv 2106.09685), of policy and critic."""
+
+    rank: Positive
+    alpha: Annotated[float, Field(gt=0.0)]
+    """The adapters' product is multiplied by alpha / rank."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Last parts of the names of the layers to adapt, e.g. `["q_proj", "v_proj"]`; never the output head."""
+
+
 class Model(Section):
     path: str
     """Folder or Hub id of a Hugging Face causal language model."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     gradient_checkpointing: bool = False
+    lora: Lora | None = None
+    """Adapters to train; None trains every weight."""
     chat_template: str | None = None
     """Name of a shipped template (`tulu`), or None for the tokenizer's own."""
 
@@ -272,6 +284,12 @@ class Critic(Section):
 class Learner(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: 0 replicates all, 1 splits optimizer state, 2 gradients too, 3 weights too."""
+    offload_optimizer: bool = False
+    """Keep optimizer state and float32 master weights in CPU memory, and update there (ZeRO 1 to 3)."""
+    offload_parameters: bool = False
+    """Keep this rank's part of the weights in CPU memory too (ZeRO 3)."""
+    offload_reference: bool = False
+    """Split the reference over the ranks as ZeRO 3 does, with this rank's part in CPU memory."""
     max_tokens_per_micro_batch: Positive = 8192
     """Real tokens of one packed row; samples are never cut, and there is no padding."""
     logits_chunk_tokens: Positive | None = None
@@ -351,7 +369,8 @@ def contradictions(config: Config) -> list[str]:
         *row_problems(config.data),
         *objective_problems(config),
         *importance_problems(config.algorithm),
-        *precision_problems(config.model, config.learner),
+        *engine_problems(config.model, config.learner),
+        *_idle_engines(config),
         *_idle_evaluation(config),
     ]
 
@@ -397,14 +416,42 @@ def row_problems(data: RowOptions) -> list[str]:
     return [f"data.decontaminate.{changed[0]} does nothing without data.decontaminate.against: remove one"]
 
 
-def precision_problems(model: Model, learner: Learner) -> list[str]:
-    """Combinations of dtype and ZeRO stage that train wrongly, whatever the stage of training."""
+def engine_problems(model: Model, learner: Learner) -> list[str]:
+    """Combinations that DeepSpeed cannot do or does wrongly, whatever the stage of training."""
+    problems = []
+    if learner.offload_optimizer and learner.zero_stage == 0:
+        problems.append("learner.offload_optimizer=true needs split state: set learner.zero_stage to 1, 2 or 3")
+    if learner.offload_parameters and learner.zero_stage != 3:
+        problems.append(
+            f"learner.offload_parameters=true with zero_stage={learner.zero_stage}: only stage 3 splits weights: "
+            "set learner.zero_stage=3"
+        )
+    if model.lora is not None and any(name.split(".")[-1] == "lm_head" for name in model.lora.target_modules):
+        problems.append("model.lora.target_modules names 'lm_head', which is computed in chunks and cannot be adapted")
     if model.dtype == "bfloat16" and learner.zero_stage == 0:
-        return [
+        problems.append(
             "model.dtype='bfloat16' with learner.zero_stage=0 takes DeepSpeed's FP16_UnfusedOptimizer, whose first "
             "Adam steps are wrong (bias correction): set learner.zero_stage to 1, 2 or 3, or model.dtype to 'float32'"
-        ]
-    return []
+        )
+    return problems
+
+
+def _idle_engines(config: Config) -> list[str]:
+    """Options of engines that this run does not have."""
+    problems = []
+    if config.learner.offload_reference and config.algorithm.kl_coefficient == 0.0:
+        problems.append("learner.offload_reference=true does nothing with algorithm.kl_coefficient=0: remove one")
+    if config.model.lora is not None and config.learner.offload_reference:
+        problems.append(
+            "learner.offload_reference=true does nothing with model.lora, whose reference is the policy with its "
+            "adapters off: remove one"
+        )
+    if config.model.lora is not None and config.critic.init == "scratch":
+        problems.append(
+            "critic.init='scratch' with model.lora would train adapters of a network of random weights: set "
+            "critic.init to 'policy' or to a reward model"
+        )
+    return problems
 
 
 def _idle_evaluation(config: Config) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlvr import distributed
+from rlvr import distributed, lora
 from rlvr.config import Optimizer
 from rlvr.errors import NonFiniteError
 
@@ -26,7 +26,16 @@ class Engine:
     """
 
     def __init__(
-        self, name: str, model: nn.Module, optimizer: Optimizer, *, zero_stage: int, dtype: str, total_updates: int
+        self,
+        name: str,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        zero_stage: int,
+        dtype: str,
+        total_updates: int,
+        offload_optimizer: bool = False,
+        offload_parameters: bool = False,
     ) -> None:
         deepspeed = _deepspeed()
         self.name = name
@@ -46,20 +55,22 @@ class Engine:
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay,
+            # on a CPU each tensor is its own kernel launch, so one pass over it counts, offloaded state's too;
+            # DeepSpeed's own CPU Adam would be compiled at start-up
             fused=True,
         )
         if zero_stage == 3:
-            for module in model.modules():
-                for parameter in getattr(module, "borrowed", ()):  # of another module: gather it for this one too
-                    if parameter is not None:
-                        deepspeed.zero.register_external_parameter(module, parameter)
+            _register_borrowed(model)
         self._adamw_hook = adamw.register_step_pre_hook(lambda *_: self._check_gradients(adamw))
         self.engine, *_ = deepspeed.initialize(
             model=model.to(distributed.device()),
             optimizer=adamw,
-            config=_deepspeed_config(optimizer, zero_stage, dtype),
+            config=_deepspeed_config(
+                optimizer, zero_stage, dtype, offload_optimizer=offload_optimizer, offload_parameters=offload_parameters
+            ),
             dist_init_required=False,
         )
+        self._all_trained = len(trained) == sum(1 for _ in model.parameters())
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.engine(*args, **options)
@@ -128,31 +139,84 @@ class Engine:
         )
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight of the transformer by its Hugging Face name, gathered where ZeRO-3 has split it. Collective."""
-        prefix = "transformer."
+        """Every weight of the transformer by its Hugging Face name: adapters merged, gathered where ZeRO-3 has split
+        it. Collective."""
+        return named_weights(self.engine.module, gather=self._zero_stage == 3)
+
+    def adapter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights of LoRA's adapters by their own names; nothing without adapters. Collective."""
         for name, parameter in self.engine.module.named_parameters():
-            with self._whole(parameter):
-                weight = parameter.detach().clone() if self._zero_stage == 3 else parameter.detach()
-            yield name.removeprefix(prefix), weight
-
-    @contextlib.contextmanager
-    def _whole(self, parameter: nn.Parameter) -> Iterator[None]:
-        if self._zero_stage < 3:
-            yield
-            return
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
-            yield
+            if ".lora_" in name:
+                with whole([parameter], gather=self._zero_stage == 3):
+                    weight = parameter.detach().clone()
+                yield name.removeprefix(PREFIX), weight
 
     def save(self, folder: str) -> None:
         """Weights and optimizer state, each rank its part. Collective."""
-        self.engine.save_checkpoint(folder, tag=self.name, client_state={"updates": self.updates})
+        self.engine.save_checkpoint(
+            folder,
+            tag=self.name,
+            client_state={"updates": self.updates},
+            exclude_frozen_parameters=not self._all_trained,  # under adapters: they are in model.path
+        )
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote with the same number of ranks. Collective."""
-        _, state = self.engine.load_checkpoint(folder, tag=self.name)
+        _, state = self.engine.load_checkpoint(folder, tag=self.name, load_module_strict=self._all_trained)
         self.updates = state["updates"]
+
+
+class FrozenEngine:
+    """A model that is only ever read: the reference.
+
+    Whole on every rank, or split over the ranks as ZeRO-3 does, with each part on the device or in CPU memory.
+    """
+
+    def __init__(self, model: nn.Module, *, split: bool, offload: bool, dtype: str) -> None:
+        self._split = split or offload
+        self.module = model.requires_grad_(requires_grad=False).eval().to(distributed.device())
+        self._forward: Any = self.module
+        if self._split:
+            deepspeed = _deepspeed()
+            _register_borrowed(self.module)
+            config = _deepspeed_config(Optimizer(), 3, dtype, offload_optimizer=False, offload_parameters=offload)
+            self._forward, *_ = deepspeed.initialize(model=self.module, config=config, dist_init_required=False)
+
+    def __call__(self, *args: Any) -> Any:
+        with torch.no_grad():
+            return self._forward(*args)
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `Engine.named_weights`. Collective."""
+        return named_weights(self.module, gather=self._split)
+
+
+PREFIX = "transformer."
+"""Where `rlvr.model` has the Hugging Face model."""
+
+
+def named_weights(model: nn.Module, *, gather: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of `model` by their Hugging Face names. Collective where they are split."""
+    for name, parameters, adapted in lora.whole_weights(model):
+        with whole(parameters, gather=gather):
+            weight = parameters[0].detach()
+            if adapted is not None:
+                weight = lora.merged(weight, adapted)
+            elif gather:  # what is gathered is freed again
+                weight = weight.clone()
+        yield name.removeprefix(PREFIX), weight
+
+
+@contextlib.contextmanager
+def whole(parameters: list[nn.Parameter], *, gather: bool) -> Iterator[None]:
+    """Within it, parameters that ZeRO-3 has split are whole on every rank. Collective."""
+    if not gather:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield
 
 
 def learning_rate_at(update: int, total_updates: int, optimizer: Optimizer) -> float:
@@ -179,15 +243,33 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-def _deepspeed_config(optimizer: Optimizer, zero_stage: int, dtype: str) -> dict[str, Any]:
+def _register_borrowed(model: nn.Module) -> None:
+    """ZeRO-3 gathers a module's weights when it is called; these belong to another module, and are needed too."""
+    deepspeed = _deepspeed()
+    for module in model.modules():
+        for parameter in getattr(module, "borrowed", ()):
+            if parameter is not None:
+                deepspeed.zero.register_external_parameter(module, parameter)
+
+
+def _deepspeed_config(
+    optimizer: Optimizer, zero_stage: int, dtype: str, *, offload_optimizer: bool, offload_parameters: bool
+) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": zero_stage}
+    to_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if offload_optimizer:
+        zero["offload_optimizer"] = to_cpu
+    if offload_parameters:
+        zero["offload_param"] = to_cpu
     return {
         "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed; rows are packed by tokens and scaled by us
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # `step` ends the accumulation
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": zero,
         "gradient_clipping": optimizer.max_gradient_norm if zero_stage > 0 else 0.0,
         "bf16": {"enabled": dtype == "bfloat16"},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW, on the CPU too
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
     }

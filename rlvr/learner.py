@@ -7,22 +7,19 @@ There is a critic only where the advantage needs one, and a reference only where
 
 from __future__ import annotations
 
-import copy
 import math
-import pathlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from rlvr import distributed
 from rlvr.config import Config
 from rlvr.engine import Engine
+from rlvr.engines import Reference, make_critic, make_policy, make_reference
 from rlvr.errors import NonFiniteError
 from rlvr.importance import Correction, importance_weights
 from rlvr.loss import POLICY_LOSSES, Clip, Denominators, aggregate, clipped_value_loss, kl_estimate
-from rlvr.model import PolicyModel, load_critic, load_policy
 from rlvr.packing import pack_on_every_rank, packing_metrics
 from rlvr.records import PackedRow, Targets, Trajectories
 from rlvr.seeds import derive
@@ -47,33 +44,11 @@ class Learner:
     def __init__(self, config: Config, *, total_updates: int, end_token_ids: Sequence[int] = ()) -> None:
         self.config = config
         self._truncation = Truncation.of(config.rollout, end_token_ids)
-        dtype, checkpointing = config.model.dtype, config.model.gradient_checkpointing
-        policy = load_policy(
-            config.model.path,
-            dtype=dtype,
-            gradient_checkpointing=checkpointing,
-            logits_chunk_tokens=config.learner.logits_chunk_tokens,
-        )
-        self.reference = _frozen_copy(policy) if config.algorithm.kl_coefficient > 0 else None
-        stage = config.learner.zero_stage
-        self.policy = Engine(
-            "policy", policy, config.optimizer, zero_stage=stage, dtype=dtype, total_updates=total_updates
-        )
-        self.critic = self._make_critic(total_updates) if config.algorithm.advantage == "gae" else None
-
-    def _make_critic(self, total_updates: int) -> Engine:
-        config, model = self.config, self.config.model
-        critic = load_critic(
-            config.critic.init,
-            model.path,
-            dtype=model.dtype,
-            gradient_checkpointing=model.gradient_checkpointing,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-        stage = config.learner.zero_stage
-        return Engine(
-            "critic", critic, config.critic.optimizer, zero_stage=stage, dtype=model.dtype, total_updates=total_updates
-        )
+        # one after another: what is split over the ranks is split before the next model is read
+        self.policy = make_policy(config, total_updates=total_updates)
+        self.reference = make_reference(config, self.policy)
+        has_critic = config.algorithm.advantage == "gae"
+        self.critic = make_critic(config, total_updates=total_updates) if has_critic else None
 
     def engines(self) -> list[Engine]:
         """What is trained."""
@@ -257,11 +232,8 @@ class Learner:
             return batch.sampler_logprobs - learner
         return self.sampler_differences(batch, rows[:1])
 
-    def _reference_logprobs(
-        self, reference: PolicyModel, batch: Trajectories, rows: Sequence[PackedRow]
-    ) -> torch.Tensor:
-        with torch.no_grad():
-            return self._read(batch, rows, lambda row: reference(row, self.config.rollout.temperature)[0])
+    def _reference_logprobs(self, reference: Reference, batch: Trajectories, rows: Sequence[PackedRow]) -> torch.Tensor:
+        return self._read(batch, rows, lambda row: reference(row, self.config.rollout.temperature)[0])
 
     def _read(
         self, batch: Trajectories, rows: Sequence[PackedRow], forward: Callable[[PackedRow], torch.Tensor]
@@ -307,21 +279,6 @@ class Learner:
         """Collective."""
         for engine in self.engines():
             engine.load(folder)
-
-
-def save_pretrained(policy: Engine, folder: pathlib.Path, tokenizer: Any) -> None:
-    """Write a policy as a Hugging Face folder: weights, config, tokenizer, chat template. Collective."""
-    on_first_rank = distributed.rank() == 0
-    state = {name: weight.cpu() for name, weight in policy.named_weights() if on_first_rank}
-    if on_first_rank:
-        policy.engine.module.transformer.save_pretrained(folder, state_dict=state)
-        tokenizer.save_pretrained(folder)
-    distributed.barrier()
-
-
-def _frozen_copy(policy: PolicyModel) -> PolicyModel:
-    reference = copy.deepcopy(policy).to(distributed.device())
-    return reference.requires_grad_(requires_grad=False).eval()
 
 
 def _at(values: torch.Tensor, row: PackedRow) -> torch.Tensor:

@@ -30,6 +30,8 @@ class PolicyModel(nn.Module):
     def __init__(self, transformer: PreTrainedModel, *, logits_chunk_tokens: int | None = None) -> None:
         super().__init__()
         self.transformer = transformer
+        self.adapters: tuple[Any, ...] = ()
+        """peft's wrapper of the transformer, where it has adapters; in a tuple, so that it is no module of this one."""
         self.head = TokenHead(transformer.get_output_embeddings(), chunk_tokens=logits_chunk_tokens)
 
     def forward(
@@ -63,6 +65,8 @@ class ValueModel(nn.Module):
     def __init__(self, transformer: PreTrainedModel) -> None:
         super().__init__()
         self.transformer = transformer
+        self.adapters: tuple[Any, ...] = ()
+        """As `PolicyModel.adapters`."""
 
     def forward(self, row: PackedRow) -> torch.Tensor:
         """Value of the state before each completion token: float32 [N], in units of reward."""

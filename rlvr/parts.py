@@ -17,9 +17,10 @@ from rlvr.config import Config
 from rlvr.data import PromptSet, make_prompts, read_held_out, read_training, verifier_names
 from rlvr.errors import ConfigError
 from rlvr.evaluate import evaluate
-from rlvr.learner import Learner, save_pretrained
+from rlvr.learner import Learner
 from rlvr.ledger import Ledger
 from rlvr.log import MetricsLog, console_line
+from rlvr.pretrained import save_pretrained
 from rlvr.reward import Scorer, start_pool
 from rlvr.rollout import roll_out, share_of_rank, trajectories
 from rlvr.run_directory import RunDirectory

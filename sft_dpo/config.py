@@ -28,7 +28,7 @@ from rlvr.config import (
     Sources,
     Training,
     Verification,
-    precision_problems,
+    engine_problems,
     refuse,
 )
 
@@ -74,7 +74,11 @@ class Stage(Section):
 
     def problems(self) -> list[str]:
         """Options that exclude each other, or that would do nothing in this run."""
-        problems = precision_problems(self.model, self.learner)
+        problems = engine_problems(self.model, self.learner)
+        if self.model.lora is not None:
+            problems.append("model.lora: this stage trains every weight; remove it (`rlvr train` has adapters)")
+        if self.learner.offload_reference:
+            problems.append("learner.offload_reference=true does nothing in this stage: remove it")
         names = [pathlib.PurePath(source.path).stem for source in self.data.eval]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             problems.append(f"data.eval has more than one set called {', '.join(twice)}: rename the files")

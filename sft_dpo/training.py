@@ -25,9 +25,9 @@ from rlvr.chat import load_tokenizer
 from rlvr.data import shuffled
 from rlvr.engine import Engine
 from rlvr.errors import NonFiniteError
-from rlvr.learner import save_pretrained
 from rlvr.log import MetricsLog
 from rlvr.packing import same_number_on_every_rank
+from rlvr.pretrained import save_pretrained
 from rlvr.records import PackedRow
 from rlvr.rollout import share_of_rank
 from rlvr.run_directory import RunDirectory
@@ -102,6 +102,8 @@ class Fit:
             zero_stage=config.learner.zero_stage,
             dtype=config.model.dtype,
             total_updates=self.total,
+            offload_optimizer=config.learner.offload_optimizer,
+            offload_parameters=config.learner.offload_parameters,
         )
 
     def batch(self, step: int) -> list[int]:

@@ -34,6 +34,9 @@ OVERRIDES: dict[str, Any] = {
 }
 WIDER = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 64, "head_dim": 32}
 """vLLM's attention on a CPU wants heads of 32 or more."""
+WITH_ADAPTERS = ("Qwen2", "Phi3")
+"""Separate projections, and fused ones."""
+ADAPTERS = {"model.lora": {"rank": 4, "alpha": 16.0}}
 NO_GROUPS = {"num_key_value_heads": 2}
 
 
@@ -58,9 +61,11 @@ def sample(sampler: Sampler, temperature: float) -> Trajectories:
     )
 
 
-def run(family: str, folder: pathlib.Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
+def run(
+    family: str, folder: pathlib.Path, options: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], tuple[Any, ...]]:
     started = time.perf_counter()
-    config = recipe(make_model(folder / family, family, **shape(family)), OVERRIDES)
+    config = recipe(make_model(folder / family, family, **shape(family)), OVERRIDES | (options or {}))
     learner = Learner(config, total_updates=4)
     sampler = Sampler(config, stop_token_ids=[0], max_model_len=64)
     sync = WeightSync(learner, sampler, make_canaries(64, count=4, length=24, seed=1))
@@ -109,6 +114,9 @@ def main(folder: pathlib.Path) -> None:
     for family in FAMILIES:
         print(family, flush=True)
         results[family], parts = run(family, folder)
+        alive.append(parts)
+    for family in WITH_ADAPTERS:
+        results[f"{family} with adapters"], parts = run(family, folder, ADAPTERS)
         alive.append(parts)
     (folder / "results.json").write_text(json.dumps(results))
 

@@ -20,6 +20,8 @@ from tiny import largest_difference, recipe, share, trajectories, weights
 from rlvr import distributed, engine
 from rlvr.errors import NonFiniteError
 from rlvr.learner import Learner
+from rlvr.pretrained import save_pretrained
+from sft_dpo.quickstart_task import train_tokenizer
 
 
 def run_case(case: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +46,9 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
                 learner.load(case["checkpoint"])
     except NonFiniteError as caught:
         error = str(caught)
+    if "save" in case:
+        folder = pathlib.Path(case["save"])
+        save_pretrained(learner.policy, folder, train_tokenizer(["some text"]), max_shard_bytes=4000)
     after = all_weights(learner)
     moved = max(largest_difference(before[name], after[name]) for name in before)
     return {**after, "history": history, "errors": distributed.gather_objects(error), "moved": moved}
@@ -63,8 +68,8 @@ def split_small_parameters_too() -> None:
     """ZeRO-3 leaves parameters under 100,000 numbers whole, which here would be all of them."""
     ours = engine._deepspeed_config
 
-    def config(*arguments: Any) -> dict[str, Any]:
-        table = ours(*arguments)
+    def config(*arguments: Any, **options: Any) -> dict[str, Any]:
+        table = ours(*arguments, **options)
         if table["zero_optimization"]["stage"] == 3:
             table["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return table

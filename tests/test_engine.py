@@ -17,7 +17,14 @@ from rlvr.engine import Engine, learning_rate_at
 from rlvr.errors import NonFiniteError
 from rlvr.model import load_policy
 
-STAGES = [0, 1, 2, 3]
+OFFLOADS: dict[int | str, tuple[int, dict[str, bool]]] = {
+    "1, optimizer offloaded": (1, {"offload_optimizer": True}),
+    "2, optimizer offloaded": (2, {"offload_optimizer": True}),
+    "3, optimizer offloaded": (3, {"offload_optimizer": True}),
+    "3, all offloaded": (3, {"offload_optimizer": True, "offload_parameters": True}),
+    "3, parameters offloaded": (3, {"offload_parameters": True}),
+}
+STAGES = [0, 1, 2, 3, *OFFLOADS]
 
 
 class Line(nn.Module):
@@ -31,11 +38,12 @@ class Line(nn.Module):
         return (self.weight * x).sum()
 
 
-def line(stage: int = 0, *, dtype: str = "float32", total: int = 10, **options: Any) -> Engine:
+def line(stage: int | str = 0, *, dtype: str = "float32", total: int = 10, **options: Any) -> Engine:
     distributed.start()
     settings = {"learning_rate": 0.1, "schedule": "constant", "weight_decay": 0.0, "max_gradient_norm": 1e6} | options
     model = Line() if dtype == "float32" else Line().bfloat16()
-    return Engine("line", model, Optimizer(**settings), zero_stage=stage, dtype=dtype, total_updates=total)
+    zero, offload = OFFLOADS.get(stage, (stage, {}))
+    return Engine("line", model, Optimizer(**settings), zero_stage=zero, dtype=dtype, total_updates=total, **offload)
 
 
 def push(engine: Engine, *gradients: list[float]) -> float:
@@ -49,7 +57,7 @@ def moved(engine: Engine) -> list[float]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_first_updates_are_those_of_adamw_by_hand(stage: int) -> None:
+def test_the_first_updates_are_those_of_adamw_by_hand(stage: int | str) -> None:
     engine = line(stage, epsilon=1.0)
     # first AdamW update: -lr g / (|g| + eps): -0.1 x 3/4 = -0.075, 0.1 x 4/5 = 0.08, 0
     assert push(engine, [3.0, -4.0, 0.0]) == pytest.approx(5.0)
@@ -61,14 +69,14 @@ def test_the_first_updates_are_those_of_adamw_by_hand(stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_micro_batches_add_up_until_step_and_no_further(stage: int) -> None:
+def test_micro_batches_add_up_until_step_and_no_further(stage: int | str) -> None:
     engine = line(stage)
     assert push(engine, [1.0, 0.0, 2.0], [2.0, -4.0, -2.0]) == pytest.approx(5.0)  # sum 3, -4, 0
     assert push(engine, [0.0, 0.0, 2.0]) == pytest.approx(2.0)  # nothing is left over from the update before
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_gradients_are_clipped_to_the_configured_norm(stage: int) -> None:
+def test_gradients_are_clipped_to_the_configured_norm(stage: int | str) -> None:
     engine = line(stage, epsilon=1.0, max_gradient_norm=1.0)
     # the norm 5 is reported as it was; the gradient becomes 0.6, -0.8, 0: moves -0.1 x 0.6/1.6, 0.1 x 0.8/1.8
     assert push(engine, [3.0, -4.0, 0.0]) == pytest.approx(5.0)
@@ -79,7 +87,7 @@ def test_gradients_are_clipped_to_the_configured_norm(stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_option_of_the_optimizer_takes_effect(stage: int) -> None:
+def test_every_option_of_the_optimizer_takes_effect(stage: int | str) -> None:
     gradients = ([3.0, -4.0, 1.0], [1.0, 2.0, -1.0], [0.5, 0.5, 0.5])
     base = {"epsilon": 0.5, "weight_decay": 0.3, "beta1": 0.7, "beta2": 0.8, "learning_rate": 0.05}
     engine = line(stage, **base)
@@ -95,7 +103,7 @@ def test_every_option_of_the_optimizer_takes_effect(stage: int) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_the_schedule_reaches_the_optimizer(stage: int, schedule: str) -> None:
+def test_the_schedule_reaches_the_optimizer(stage: int | str, schedule: str) -> None:
     engine = line(stage, epsilon=1e-12, schedule=schedule, warmup_ratio=0.4, total=5, learning_rate=1.0)
     # with a constant gradient and no epsilon every AdamW update moves by exactly the learning rate
     # warm-up over 2 of 5 updates: 1/2, 1; then progress 0, 1/3, 2/3
@@ -123,7 +131,7 @@ def test_the_schedules_by_hand() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_gradient_that_is_not_finite_is_an_error_and_changes_no_weight(stage: int, bad: float) -> None:
+def test_a_gradient_that_is_not_finite_is_an_error_and_changes_no_weight(stage: int | str, bad: float) -> None:
     engine = line(stage, max_gradient_norm=1.0)
     push(engine, [1.0, 1.0, 1.0])
     before = weights(engine)
@@ -137,8 +145,8 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_changes_no_weight(stage: 
     assert engine.updates == 1
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_bfloat16_gradient_that_is_not_finite_is_an_error_too(stage: int) -> None:
+@pytest.mark.parametrize("stage", [1, 2, 3, *OFFLOADS])
+def test_a_bfloat16_gradient_that_is_not_finite_is_an_error_too(stage: int | str) -> None:
     engine = line(stage, dtype="bfloat16")
     before = weights(engine)
     engine.backward(engine(torch.tensor([1.0, math.nan, 1.0]).bfloat16()))
@@ -147,8 +155,8 @@ def test_a_bfloat16_gradient_that_is_not_finite_is_an_error_too(stage: int) -> N
     assert largest_difference(before, weights(engine)) == 0.0
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bfloat16_updates_are_adamw_on_float32_master_weights(stage: int) -> None:
+@pytest.mark.parametrize("stage", [1, 2, 3, *OFFLOADS])
+def test_bfloat16_updates_are_adamw_on_float32_master_weights(stage: int | str) -> None:
     engine = line(stage, dtype="bfloat16", learning_rate=1e-3, epsilon=1e-12)
     for _ in range(4):  # each update moves by 0.001, less than the spacing of bfloat16 at 1 (0.0078 up, 0.0039 down)
         engine.backward(engine(torch.tensor([1.0, 1.0, 1.0]).bfloat16()))
@@ -165,7 +173,7 @@ def test_inference_is_without_gradient_and_leaves_training_mode_on() -> None:
     assert engine.engine.module.training
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", range(4))
 def test_weights_have_the_names_of_the_hugging_face_model(stage: int, tmp_path: pathlib.Path) -> None:
     distributed.start()
     model = load_policy(make_model(tmp_path), dtype="float32", gradient_checkpointing=False, logits_chunk_tokens=1024)

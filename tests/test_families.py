@@ -44,6 +44,19 @@ def test_a_model_of_this_family_trains_a_step_and_reaches_the_sampler(family: st
     assert found["weights that did not move"] == []
 
 
+@pytest.mark.parametrize("family", ["Qwen2", "Phi3"])
+def test_merged_adapters_reach_the_sampler(family: str, results: dict[str, Any]) -> None:
+    found = results[f"{family} with adapters"]
+    before, stale, after = found["contract"]
+    assert before < 1e-4
+    assert stale > 0.05  # the sampler with the old weights is told apart, so that after the sync it has really moved
+    assert after < 1e-4
+    assert max(found["canaries"]) < 1e-5
+    frozen = ("embed_tokens.weight", "norm.weight", "layernorm.weight", "lm_head.weight", ".bias")
+    assert found["weights that did not move"]
+    assert all(name.endswith(frozen) for name in found["weights that did not move"])
+
+
 def test_few_families_go_through_the_transformers_back_end_of_vllm(results: dict[str, Any]) -> None:
     """vLLM 0.32 has no class of its own for these: the sampler is slower there, and the proof of sync is the same."""
     through = {family for family, found in results.items() if found["vllm"].startswith("Transformers")}

@@ -21,8 +21,9 @@ from tiny import SHAPE, largest_difference, make_model, recipe, samples_of, shar
 from rlvr import distributed
 from rlvr.config import Config
 from rlvr.errors import NonFiniteError
-from rlvr.learner import Learner, save_pretrained
+from rlvr.learner import Learner
 from rlvr.packing import same_number_on_every_rank
+from rlvr.pretrained import save_pretrained
 from rlvr.records import Trajectories
 from rlvr.targets import global_moments
 from sft_dpo.quickstart_task import train_tokenizer
@@ -215,7 +216,7 @@ def test_the_reference_stays_what_the_policy_was(model: str) -> None:
     assert abs(update(learner, trajectories(), 1)["policy/kl_reference"]) > 1e-3
     assert learner.reference is not None
     start = dict(transformers.AutoModelForCausalLM.from_pretrained(model).named_parameters())
-    assert largest_difference(dict(learner.reference.transformer.named_parameters()), start) == 0.0
+    assert largest_difference(dict(learner.reference.named_weights()), start) == 0.0
 
 
 def test_without_a_kl_term_there_is_no_reference_model(model: str) -> None:
@@ -301,6 +302,20 @@ LAYOUT = {
 ONE_ROW_EACH = {"learner.max_tokens_per_micro_batch": 1}
 TIED = {"model.gradient_checkpointing": True, "learner.logits_chunk_tokens": 2}
 
+OFFLOADED: dict[str, dict[str, Any]] = {
+    f"zero {stage}, optimizer offloaded": {"learner.zero_stage": stage, "learner.offload_optimizer": True}
+    for stage in (1, 2, 3)
+} | {
+    "zero 3, all offloaded": {
+        "learner.zero_stage": 3,
+        "learner.offload_optimizer": True,
+        "learner.offload_parameters": True,
+        "learner.offload_reference": True,
+    },
+    "zero 0, reference offloaded": {"learner.zero_stage": 0, "learner.offload_reference": True},
+}
+ADAPTERS = {"model.lora": {"rank": 3, "alpha": 6.0}}
+
 
 def case(model: str, split: list[list[int]], options: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"model": model, "split": split, "options": LAYOUT | options, "updates": 1} | more
@@ -311,11 +326,16 @@ def two_rank_cases(model: str, tied: str, folder: pathlib.Path) -> dict[str, dic
     cases = {"2 x 4": case(model, halves, ONE_ROW_EACH)}
     for stage in range(4):
         options = {"learner.zero_stage": stage, "learner.logits_chunk_tokens": 7}
-        cases[f"zero {stage}"] = case(model, uneven, options | ONE_ROW_EACH, updates=3)
+        saved = str(folder / f"saved_{stage}")
+        cases[f"zero {stage}"] = case(model, uneven, options | ONE_ROW_EACH, updates=3, save=saved)
         cases[f"zero {stage}, a rank without samples"] = case(model, alone, options, updates=1)
         for broken in ("reward on the last rank", "critic's gradient on the last rank"):
             unwhitened = {"algorithm.whiten_advantages": False, "algorithm.minibatches": 1}
             cases[f"zero {stage}, broken {broken}"] = case(model, halves, options | unwhitened, broken=broken)
+    for name, options in OFFLOADED.items():
+        cases[name] = case(model, uneven, options, updates=3)
+    for stage in (1, 3):
+        cases[f"adapters, zero {stage}"] = case(model, uneven, ADAPTERS | {"learner.zero_stage": stage}, updates=2)
     cases["zero 3, tied"] = case(tied, uneven, ONE_ROW_EACH | TIED | {"learner.zero_stage": 3}, updates=2)
     for stage in (0, 2):
         options = {"learner.zero_stage": stage}
@@ -356,8 +376,13 @@ def start(command: list[str], folder: pathlib.Path, cases: dict[str, dict[str, A
 
 
 @pytest.fixture(scope="module")
-def two_ranks(model: str, tied: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("two_ranks")
+def saved_by_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("two_ranks")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(model: str, tied: str, saved_by_two_ranks: pathlib.Path) -> dict[str, Any]:
+    folder = saved_by_two_ranks
     worker = str(pathlib.Path(__file__).with_name("learner_worker.py"))
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "{port}", worker]
     return start([*torchrun, "{cases}", "{out}"], folder, two_rank_cases(model, tied, folder))
@@ -422,6 +447,33 @@ def test_three_rollouts_on_two_uneven_ranks_equal_one_rank(
     stage: int, one_rank: dict[str, Any], two_ranks: dict[str, Any]
 ) -> None:
     assert_same(one_rank, two_ranks[f"zero {stage}"])
+
+
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_what_is_offloaded_to_the_cpu_gives_the_same_losses(
+    name: str, one_rank: dict[str, Any], two_ranks: dict[str, Any]
+) -> None:
+    assert_same(one_rank, two_ranks[name])
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_adapters_on_two_uneven_ranks_equal_one_rank(stage: int, model: str, two_ranks: dict[str, Any]) -> None:
+    distributed.start()
+    assert_same(run_case(case(model, [EVERYTHING], ADAPTERS, updates=2)), two_ranks[f"adapters, zero {stage}"])
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_policy_saved_from_two_ranks_in_many_files_is_the_policy(
+    stage: int, two_ranks: dict[str, Any], saved_by_two_ranks: pathlib.Path
+) -> None:
+    folder = saved_by_two_ranks / f"saved_{stage}"
+    files = list(folder.glob("model-*-of-*.safetensors"))
+    assert len(files) > 3  # of at most 4,000 bytes, or one weight
+    assert not list(folder.glob("*.partial")) + list(folder.glob(".*.partial"))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert largest_difference(dict(loaded.named_parameters()), two_ranks[f"zero {stage}"]["policy"]) == 0.0
+    assert loaded.generation_config.eos_token_id == 0
+    assert transformers.AutoTokenizer.from_pretrained(folder).chat_template is not None
 
 
 def test_tied_weights_in_chunks_with_checkpointing_equal_plain_ones_when_split_over_ranks(

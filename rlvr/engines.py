@@ -1,0 +1,80 @@
+"""The engines of a run, made of its recipe: policy, critic, and the reference that is only read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rlvr.config import Config, Optimizer
+from rlvr.engine import Engine, FrozenEngine
+from rlvr.lora import adapters_off, add_adapters
+from rlvr.model import PolicyModel, load_critic, load_policy
+from rlvr.seeds import derive
+
+
+class Unadapted:
+    """The reference of a policy with adapters: the policy without them."""
+
+    def __init__(self, policy: Engine) -> None:
+        self._policy = policy
+
+    def __call__(self, *args: Any) -> Any:
+        with self._policy.inference(), adapters_off(self._policy.engine.module):
+            return self._policy(*args)
+
+
+Reference = FrozenEngine | Unadapted
+
+
+def make_policy(config: Config, *, total_updates: int) -> Engine:
+    return _engine("policy", _load_policy(config), config, config.optimizer, total_updates)
+
+
+def make_critic(config: Config, *, total_updates: int) -> Engine:
+    critic = load_critic(
+        config.critic.init,
+        config.model.path,
+        dtype=config.model.dtype,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    return _engine("critic", critic, config, config.critic.optimizer, total_updates)
+
+
+def make_reference(config: Config, policy: Engine) -> Reference | None:
+    """What the KL term is measured from: the start policy; None without such a term."""
+    if config.algorithm.kl_coefficient == 0:
+        return None
+    if config.model.lora is not None:
+        return Unadapted(policy)
+    return FrozenEngine(
+        _load_policy(config),
+        split=config.learner.zero_stage == 3,
+        offload=config.learner.offload_reference,
+        dtype=config.model.dtype,
+    )
+
+
+def _load_policy(config: Config) -> PolicyModel:
+    return load_policy(
+        config.model.path,
+        dtype=config.model.dtype,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        logits_chunk_tokens=config.learner.logits_chunk_tokens,
+    )
+
+
+def _engine(name: str, model: Any, config: Config, optimizer: Optimizer, total_updates: int) -> Engine:
+    if config.model.lora is not None:
+        add_adapters(model, config.model.lora, seed=derive(config.seed, "lora", name))
+    return Engine(
+        name,
+        model,
+        optimizer,
+        zero_stage=config.learner.zero_stage,
+        dtype=config.model.dtype,
+        total_updates=total_updates,
+        offload_optimizer=config.learner.offload_optimizer,
+        offload_parameters=config.learner.offload_parameters,
+    )
