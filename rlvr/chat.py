@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -58,30 +59,54 @@ def encode_conversations(
     """Tokens of each conversation, and the positions of those that the assistant says (its end tokens included) in all
     of its turns or the last.
 
+    A token that begins in the template's text and reaches into the answer (one for the line feed after the role and
+    those the answer begins with) is not the assistant's: a policy never has the choice of it.
+
     Raises DataError when a conversation has no assistant turn, or when the template renders a prefix of it differently
-    from the whole, so that it is not known which tokens are the assistant's.
+    from the whole, so that it is not known which text is the assistant's; ConfigError for a tokenizer that cannot tell
+    where its tokens begin.
     """
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"{type(tokenizer).__name__} cannot tell where in a text its tokens begin, so it is not known which are "
+            "the assistant's. Save the model with the fast tokenizer of its family (tokenizer.json)."
+        )
     texts: list[str] = []
+    spans: list[list[tuple[int, int]]] = []
     for messages in conversations:
         texts.append(_render(tokenizer, messages))
-        for index in _assistant_turns(messages, turns):
-            texts.append(_render(tokenizer, messages[:index], add_generation_prompt=True))
-            texts.append(_render(tokenizer, messages[: index + 1]))
-    encoded = iter(_encode(tokenizer, texts))
-    result = []
-    for messages in conversations:
-        whole = next(encoded)
-        targets: list[int] = []
-        for index in _assistant_turns(messages, turns):
-            before, after = next(encoded), next(encoded)
-            if after[: len(before)] != before or whole[: len(after)] != after:
-                raise DataError(
-                    f"the chat template does not extend its own prefixes at turn {index + 1} of {messages!r:.120}: it "
-                    "is not known which tokens are the assistant's. Use model.chat_template='tulu'."
-                )
-            targets.extend(range(len(before), len(after)))
-        result.append((whole, tuple(targets)))
-    return result
+        spans.append([_span(tokenizer, messages, index, texts[-1]) for index in _assistant_turns(messages, turns)])
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        (tuple(ids), tuple(position for span in own for position in _inside(offsets, *span)))
+        for ids, offsets, own in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
+    ]
+
+
+def _span(tokenizer: Any, messages: Messages, index: int, whole: str) -> tuple[int, int]:
+    """Characters of the rendered conversation that turn `index` says, end token included."""
+    before = _render(tokenizer, messages[:index], add_generation_prompt=True)
+    after = _render(tokenizer, messages[: index + 1])
+    if not (whole.startswith(after) and after.startswith(before)):
+        raise DataError(
+            f"the chat template does not extend its own prefixes at turn {index + 1} of {messages!r:.120}: it "
+            "is not known what of its text is the assistant's. Use model.chat_template='tulu'."
+        )
+    return len(before), len(after)
+
+
+def _inside(offsets: Sequence[tuple[int, int]], begin: int, end: int) -> range:
+    """Positions of the tokens that begin in [begin, end).
+
+    Some tokenizers report blanks as an empty span behind them: one that ends where the answer begins is the template's.
+
+    >>> _inside([(0, 4), (5, 5), (5, 6), (6, 8)], 5, 8)
+    range(2, 4)
+    """
+    first = bisect.bisect_left(offsets, begin, key=lambda span: span[0])
+    while first < len(offsets) and offsets[first][1] <= begin:
+        first += 1
+    return range(first, bisect.bisect_left(offsets, end, lo=first, key=lambda span: span[0]))
 
 
 def _assistant_turns(messages: Messages, turns: Literal["all", "last"]) -> list[int]:

@@ -6,6 +6,8 @@ import pathlib
 from typing import Any
 
 import pytest
+import transformers
+from tokenizers import processors
 
 from rlvr.chat import TULU, encode_conversations, encode_prompts, load_tokenizer, stop_token_ids
 from rlvr.errors import ConfigError, DataError
@@ -51,6 +53,30 @@ def test_exactly_the_assistants_words_and_its_end_tokens_are_imitated(tokenizer:
     said = tokenizer.decode([tokens[position] for position in targets])
     assert said == f"3{END_TOKEN}3{END_TOKEN}"
     assert targets[-1] == len(tokens) - 1
+
+
+@pytest.mark.parametrize("blanks_are_empty_spans", [False, True])
+def test_an_answer_that_begins_with_line_feeds_is_told_from_the_line_feed_before_it(
+    blanks_are_empty_spans: bool,
+) -> None:
+    # chats with GPT-3.5 in the Tülu 3 mixture begin so; a byte-level vocabulary has one token for several line feeds
+    merging = train_tokenizer(["one\n\ntwo\n\n\nthree"] * 50)
+    if blanks_are_empty_spans:  # as GPT-2's tokenizer reports them
+        merging.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    (prompt,) = encode_prompts(merging, [(ASK,)])
+    answer = {"role": "assistant", "content": "\n\ntwo red"}
+    ((tokens, targets), (plain, plain_targets)) = encode_conversations(merging, [(ASK, answer), (ASK, SAY)])
+    assert tokens[: len(prompt)] != prompt  # it is no prefix of the whole any more
+    assert merging.decode(tokens) == f"<|user|>\nWhat is 1 + 2?\n<|assistant|>\n\n\ntwo red{END_TOKEN}"
+    assert merging.decode([tokens[position] for position in targets]).endswith(f"\ntwo red{END_TOKEN}")
+    assert len(tokens) - len(targets) == len(prompt)  # up to the tag, and the token in which both begin
+    assert merging.decode([plain[position] for position in plain_targets]) == f"3{END_TOKEN}"
+
+
+def test_a_tokenizer_that_cannot_place_its_tokens_is_refused() -> None:
+    slow = transformers.CanineTokenizer()
+    with pytest.raises(ConfigError, match="CanineTokenizer cannot tell where in a text its tokens begin"):
+        encode_conversations(slow, [(ASK, SAY)])
 
 
 def test_a_conversation_without_an_answer_cannot_be_imitated(tokenizer: Any) -> None:
