@@ -290,6 +290,8 @@ class Learner(Section):
     """Keep this rank's part of the weights in CPU memory too (ZeRO 3)."""
     offload_reference: bool = False
     """Split the reference over the ranks as ZeRO 3 does, with this rank's part in CPU memory."""
+    max_shard_mib: Positive = 4096
+    """A saved model's safetensors files are at most so large; a larger weight gets a file of its own."""
     max_tokens_per_micro_batch: Positive = 8192
     """Real tokens of one packed row; samples are never cut, and there is no padding."""
     logits_chunk_tokens: Positive | None = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
-from rlvr.config import Config, Optimizer
+from rlvr.config import Config, Learner, Model, Optimizer
 from rlvr.engine import Engine, FrozenEngine
 from rlvr.lora import adapters_off, add_adapters
 from rlvr.model import PolicyModel, load_critic, load_policy
@@ -28,7 +29,15 @@ Reference = FrozenEngine | Unadapted
 
 
 def make_policy(config: Config, *, total_updates: int) -> Engine:
-    return _engine("policy", _load_policy(config), config, config.optimizer, total_updates)
+    return make_engine(
+        "policy",
+        _load_policy(config),
+        config.optimizer,
+        model=config.model,
+        learner=config.learner,
+        seed=config.seed,
+        total_updates=total_updates,
+    )
 
 
 def make_critic(config: Config, *, total_updates: int) -> Engine:
@@ -39,7 +48,15 @@ def make_critic(config: Config, *, total_updates: int) -> Engine:
         gradient_checkpointing=config.model.gradient_checkpointing,
         generator=torch.Generator().manual_seed(config.seed),
     )
-    return _engine("critic", critic, config, config.critic.optimizer, total_updates)
+    return make_engine(
+        "critic",
+        critic,
+        config.critic.optimizer,
+        model=config.model,
+        learner=config.learner,
+        seed=config.seed,
+        total_updates=total_updates,
+    )
 
 
 def make_reference(config: Config, policy: Engine) -> Reference | None:
@@ -65,16 +82,29 @@ def _load_policy(config: Config) -> PolicyModel:
     )
 
 
-def _engine(name: str, model: Any, config: Config, optimizer: Optimizer, total_updates: int) -> Engine:
-    if config.model.lora is not None:
-        add_adapters(model, config.model.lora, seed=derive(config.seed, "lora", name))
+def make_engine(
+    name: str,
+    module: nn.Module,
+    optimizer: Optimizer,
+    *,
+    model: Model,
+    learner: Learner,
+    seed: int,
+    total_updates: int,
+) -> Engine:
+    """Put adapters into `module` where the recipe has them, and DeepSpeed around it. Collective.
+
+    Raises ConfigError when the adapters' `target_modules` names no layer.
+    """
+    if model.lora is not None:
+        add_adapters(module, model.lora, seed=derive(seed, "lora", name))
     return Engine(
         name,
-        model,
+        module,
         optimizer,
-        zero_stage=config.learner.zero_stage,
-        dtype=config.model.dtype,
+        zero_stage=learner.zero_stage,
+        dtype=model.dtype,
         total_updates=total_updates,
-        offload_optimizer=config.learner.offload_optimizer,
-        offload_parameters=config.learner.offload_parameters,
+        offload_optimizer=learner.offload_optimizer,
+        offload_parameters=learner.offload_parameters,
     )

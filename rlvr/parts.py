@@ -20,7 +20,7 @@ from rlvr.evaluate import evaluate
 from rlvr.learner import Learner
 from rlvr.ledger import Ledger
 from rlvr.log import MetricsLog, console_line
-from rlvr.pretrained import save_pretrained
+from rlvr.pretrained import MIB, save_pretrained
 from rlvr.reward import Scorer, start_pool
 from rlvr.rollout import roll_out, share_of_rank, trajectories
 from rlvr.run_directory import RunDirectory
@@ -157,7 +157,12 @@ class Parts:
 
     def save_model(self) -> None:
         """Write the final policy as a Hugging Face folder. Collective."""
-        save_pretrained(self.learner.policy, self.run.model, self.tokenizer)
+        save_pretrained(
+            self.learner.policy,
+            self.run.model,
+            self.tokenizer,
+            max_shard_bytes=self.config.learner.max_shard_mib * MIB,
+        )
         self.say(f"final policy: {self.run.model}")
 
     def say(self, line: str) -> None:

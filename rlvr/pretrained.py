@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,17 +13,18 @@ from safetensors.torch import save_file
 
 from rlvr import distributed
 from rlvr.engine import Engine
-from rlvr.lora import save_adapters
+from rlvr.lora import VALUE_HEAD, save_adapters
 
-SHARD_BYTES = 4 * 2**30
+MIB = 2**20
+INDEX = "model.safetensors.index.json"
 
 
-def save_pretrained(
-    policy: Engine, folder: pathlib.Path, tokenizer: Any, *, max_shard_bytes: int = SHARD_BYTES
-) -> None:
+def save_pretrained(policy: Engine, folder: pathlib.Path, tokenizer: Any, *, max_shard_bytes: int = 4096 * MIB) -> None:
     """Write weights, config, generation config, tokenizer and chat template; adapters too, to `adapter/`. Collective.
 
-    With LoRA the weights are the merged ones. Rank 0 holds one shard at a time, from every ZeRO stage.
+    With LoRA the weights are the merged ones; a value head has no place in an adapter folder, so a critic or reward
+    model has only them. Rank 0 holds one shard at a time, from every ZeRO stage. A model that was in `folder` before
+    is replaced.
     """
     model = policy.engine.module
     first = distributed.rank() == 0
@@ -34,9 +36,14 @@ def save_pretrained(
         transformer.config.architectures = [type(transformer).__name__]
         transformer.config.save_pretrained(folder)
         if transformer.can_generate():
-            transformer.generation_config.save_pretrained(folder)
+            # `save_pretrained` would refuse what some published models have (temperature without do_sample)
+            transformer.generation_config.to_json_file(
+                folder / "generation_config.json", keys_to_pop=["compile_config"]
+            )
         tokenizer.save_pretrained(folder)
-        if adapters:
+        if (folder / "adapter").exists():
+            shutil.rmtree(folder / "adapter")
+        if adapters and not hasattr(transformer, VALUE_HEAD):
             save_adapters(model.adapters[0], folder / "adapter", adapters)
     distributed.barrier()
 
@@ -76,7 +83,12 @@ def _partial(folder: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def _name(folder: pathlib.Path, files: list[list[str]], total_bytes: int) -> None:
-    """How many files there are is known at the end: only then can they have the names that `transformers` reads."""
+    """How many files there are is known at the end: only then can they have the names that `transformers` reads.
+
+    It reads `model.safetensors` before an index, so files of an earlier save would be taken for these.
+    """
+    for old in [*folder.glob("model*.safetensors"), folder / INDEX]:
+        old.unlink(missing_ok=True)
     if len(files) == 1:
         _partial(folder, 0).rename(folder / "model.safetensors")
         return
@@ -86,4 +98,4 @@ def _name(folder: pathlib.Path, files: list[list[str]], total_bytes: int) -> Non
         _partial(folder, number).rename(folder / final)
         where |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total_bytes}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -75,8 +75,6 @@ class Stage(Section):
     def problems(self) -> list[str]:
         """Options that exclude each other, or that would do nothing in this run."""
         problems = engine_problems(self.model, self.learner)
-        if self.model.lora is not None:
-            problems.append("model.lora: this stage trains every weight; remove it (`rlvr train` has adapters)")
         if self.learner.offload_reference:
             problems.append("learner.offload_reference=true does nothing in this stage: remove it")
         names = [pathlib.PurePath(source.path).stem for source in self.data.eval]
@@ -178,6 +176,8 @@ class Preferences(Section):
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Preferences:
         problems = []
+        if any(model.lora is not None for model in (self.model, *self.others.models)):
+            problems.append("model.lora does nothing in this stage, which trains nothing: remove it")
         if self.rollout.samples_per_prompt < 2 and not (self.others.models or self.others.completions):
             problems.append("rollout.samples_per_prompt=1 makes no pair: raise it, or add others.models")
         if self.pairing.policy == "hardest" and (self.others.models or self.others.completions):
@@ -249,6 +249,11 @@ class Value(Stage):
         problems = super().problems()
         if self.data.decontaminate.against:
             problems.append("data.decontaminate does nothing with samples, which have no text of their own: remove it")
+        if self.model.lora is not None and self.init == "scratch":
+            problems.append(
+                "init='scratch' with model.lora would train adapters of a network of random weights: set init to "
+                "'policy' or to a reward model"
+            )
         return problems
 
 

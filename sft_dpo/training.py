@@ -24,10 +24,11 @@ from rlvr import checkpoint, distributed
 from rlvr.chat import load_tokenizer
 from rlvr.data import shuffled
 from rlvr.engine import Engine
+from rlvr.engines import make_engine
 from rlvr.errors import NonFiniteError
 from rlvr.log import MetricsLog
 from rlvr.packing import same_number_on_every_rank
-from rlvr.pretrained import save_pretrained
+from rlvr.pretrained import MIB, save_pretrained
 from rlvr.records import PackedRow
 from rlvr.rollout import share_of_rank
 from rlvr.run_directory import RunDirectory
@@ -95,15 +96,14 @@ class Fit:
         self.run = RunDirectory(config.run_dir)
         self.steps_per_epoch = -(-len(work.train) // config.training.examples_per_step)
         self.total = self.steps_per_epoch * config.training.epochs
-        self.engine = Engine(
+        self.engine = make_engine(
             "model",
             work.model,
             config.optimizer,
-            zero_stage=config.learner.zero_stage,
-            dtype=config.model.dtype,
+            model=config.model,
+            learner=config.learner,
+            seed=config.seed,
             total_updates=self.total,
-            offload_optimizer=config.learner.offload_optimizer,
-            offload_parameters=config.learner.offload_parameters,
         )
 
     def batch(self, step: int) -> list[int]:
@@ -197,7 +197,7 @@ def run(
     tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
     fit = Fit(config, make_work(config, tokenizer))
     if fit.train(fit.start(recipe_text, resume=resume), resume=resume):
-        save_pretrained(fit.engine, folder.model, tokenizer)
+        save_pretrained(fit.engine, folder.model, tokenizer, max_shard_bytes=config.learner.max_shard_mib * MIB)
         say(f"model: {folder.model}")
     if leave:
         distributed.stop()

@@ -24,6 +24,7 @@ PAIRS = [
     ("Count to nine", "1 2 3 4 5 6 7 8 9", "1 2 3"),
     ("Hi", "Hello there", "Bye"),
 ]
+ADAPTERS = {"rank": 3, "alpha": 6.0}
 OPTIMIZER = {"learning_rate": 1e-2, "schedule": "constant", "epsilon": 1e-3, "warmup_ratio": 0.0}
 
 

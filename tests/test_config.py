@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from rlvr.config import Algorithm, Config
-from sft_dpo.config import Sft
+from sft_dpo.config import Preferences, Sft, Value
 
 LEAST: dict[str, Any] = {
     "run_dir": "runs/x",
@@ -53,6 +53,45 @@ def test_defaults_are_those_of_tulu_3_table_21() -> None:
     assert (made.reward.verification_reward, made.reward.no_eos_score) == (10.0, -10.0)
     assert (made.rollout.temperature, made.rollout.max_tokens, made.data.max_prompt_tokens) == (1.0, 2048, 2048)
     assert (made.seed, made.rollout.samples_per_prompt) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("learner", "refused"),
+    [
+        ({"offload_optimizer": True, "zero_stage": 0}, "offload_optimizer=true needs split state"),
+        ({"offload_parameters": True, "zero_stage": 2}, "zero_stage=2: only stage 3 splits weights"),
+        ({"offload_parameters": True}, "zero_stage=1: only stage 3 splits weights"),
+    ],
+)
+def test_what_cannot_be_offloaded_is_refused_in_every_stage_of_training(learner: dict[str, Any], refused: str) -> None:
+    (problem,) = problems(learner=learner)
+    assert refused in problem
+    with pytest.raises(pydantic.ValidationError, match=refused):
+        Sft.model_validate({name: LEAST[name] for name in ("run_dir", "model", "data")} | {"learner": learner})
+
+
+def test_offloading_a_reference_that_is_not_there_is_refused() -> None:
+    (problem,) = problems(learner={"offload_reference": True}, algorithm={"kl_coefficient": 0.0})
+    assert "offload_reference=true does nothing with algorithm.kl_coefficient=0" in problem
+    with pytest.raises(pydantic.ValidationError, match="offload_reference=true does nothing in this stage"):
+        Sft.model_validate(
+            {name: LEAST[name] for name in ("run_dir", "model", "data")} | {"learner": {"offload_reference": True}}
+        )
+
+
+def test_every_offload_that_works_is_taken() -> None:
+    for stage in (1, 2, 3):
+        assert config(learner={"zero_stage": stage, "offload_optimizer": True, "offload_reference": True})
+    assert config(learner={"zero_stage": 3, "offload_parameters": True})
+
+
+def test_adapters_where_nothing_is_trained_are_refused() -> None:
+    model = {"path": "m", "dtype": "float32", "lora": {"rank": 2, "alpha": 4.0}}
+    table = {"run_dir": "o", "model": model, "data": {"train": "t.jsonl"}, "rollout": LEAST["rollout"]}
+    with pytest.raises(pydantic.ValidationError, match=r"model\.lora does nothing in this stage"):
+        Preferences.model_validate(table | {"rollout": {"prompts_per_step": 4, "samples_per_prompt": 4}})
+    with pytest.raises(pydantic.ValidationError, match=r"init='scratch' with model\.lora"):
+        Value.model_validate({"run_dir": "o", "model": model, "data": {"train": "t.jsonl"}, "init": "scratch"})
 
 
 def test_the_defaults_of_sft_are_those_of_tulu_3_table_11() -> None:

@@ -145,6 +145,19 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_changes_no_weight(stage: 
     assert engine.updates == 1
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_deepspeed_offloads_what_was_asked_for_and_no_more(stage: int | str) -> None:
+    engine = line(stage)
+    _, asked = OFFLOADS.get(stage, (stage, {}))
+    taken = {
+        "offload_optimizer": engine.engine.zero_offload_optimizer() is not None,
+        "offload_parameters": engine.engine.zero_offload_param() is not None,
+    }
+    assert taken == {"offload_optimizer": False, "offload_parameters": False} | asked
+    # torch's, which needs no compiler; DeepSpeed would put its own in its place
+    assert type(engine.engine.basic_optimizer) is torch.optim.AdamW
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3, *OFFLOADS])
 def test_a_bfloat16_gradient_that_is_not_finite_is_an_error_too(stage: int | str) -> None:
     engine = line(stage, dtype="bfloat16")

@@ -10,10 +10,12 @@ import subprocess
 import sys
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
-from stage_tiny import STAGES, make_folder, outcome, stage_config
+from stage_tiny import ADAPTERS, STAGES, make_folder, outcome, stage_config
 from tiny import largest_difference
 
 from rlvr import distributed
@@ -46,11 +48,13 @@ def steps_of(path: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder: pathlib.Path, stage: str) -> None:
+@pytest.mark.parametrize(("stage", "model"), [("sft", {}), ("dpo", {}), ("sft", {"lora": ADAPTERS})])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    folder: pathlib.Path, stage: str, model: dict[str, Any]
+) -> None:
     training = {"epochs": 3, "examples_per_step": 4, "checkpoint_every": 2, "keep_checkpoints": 9}
-    path = folder / f"{stage}_run"
-    config = stage_config(folder, stage, run_dir=str(path), training=training)
+    path = folder / f"{stage}_run{'_adapters' if model else ''}"
+    config = stage_config(folder, stage, run_dir=str(path), model=model, training=training)
     work = STAGES[stage][1]
     run(config, work, recipe_text="", resume=False, leave=False)
     whole = load_file(path / "model" / "model.safetensors")
@@ -61,13 +65,38 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder: pathlib.P
         shutil.rmtree(path / "checkpoints" / later)
     with pytest.raises(RunDirectoryError, match="already holds a run"):
         run(config, work, recipe_text="", resume=False, leave=False)
-    other = stage_config(folder, stage, run_dir=str(path), training=training | {"epochs": 4})
+    other = stage_config(folder, stage, run_dir=str(path), model=model, training=training | {"epochs": 4})
     with pytest.raises(RunDirectoryError, match=r"training.epochs \(was 3, is 4\)"):
         run(other, work, recipe_text="", resume=True, leave=False)
     run(config, work, recipe_text="", resume=True, leave=False)
     resumed = load_file(path / "model" / "model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert steps_of(path) == lines
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_can_train_adapters_and_saves_merged_weights(folder: pathlib.Path, stage: str) -> None:
+    path = folder / f"{stage}_adapters"
+    training = {"epochs": 3, "examples_per_step": 6}  # all of them in every step
+    config = stage_config(folder, stage, run_dir=str(path), model={"lora": ADAPTERS}, training=training)
+    run(config, STAGES[stage][1], recipe_text="", resume=False, leave=False)
+    start, saved = (load_file(where / "model" / "model.safetensors") for where in (folder, path))
+    linear = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    shared = start.keys() & saved.keys()
+    moved = {name for name in shared if not torch.equal(start[name], saved[name])}
+    assert moved == {name for name in shared if name.split(".")[-2] in linear}
+    losses = [line["loss"] for line in steps_of(path)]
+    assert len(losses) == 3
+    assert losses[2] < losses[0]
+    if stage in ("reward", "value"):  # whose head is trained beside the adapters, and is in no adapter folder
+        assert not (path / "model" / "adapter").exists()
+        return
+    assert start.keys() == saved.keys()
+    merged, base = (transformers.AutoModelForCausalLM.from_pretrained(where / "model") for where in (path, folder))
+    adapted = peft.PeftModel.from_pretrained(base, path / "model" / "adapter")
+    ids = torch.tensor([[5, 9, 2, 7, 1]])
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
