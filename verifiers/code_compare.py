@@ -14,10 +14,11 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from verifiers.sandbox_values import Opaque, Stream
+from verifiers.sandbox_values import MOST_FRACTION_BITS, Opaque, Stream, checked_keys
 
 _LONGEST = 1_000_000
 _MOST_BITS = 100_000
+_MOST_JOINED = 10_000
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
 _NUMBERS = (bool, int, float, complex, fractions.Fraction, decimal.Decimal)
 
@@ -57,10 +58,18 @@ def _length(value: Any) -> int:
 
 
 def _sum(value: Any, start: Any = 0) -> Any:
-    total = start
-    for item in _items(value):
+    total, items = start, _items(value)
+    if not isinstance(start, _NUMBERS) and len(items) > _MOST_JOINED:
+        raise TestFailed(f"a sum of {len(items)} sequences")  # each addition copies all before it
+    for item in items:
         total = _arithmetic(ast.Add, total, item)
     return total
+
+
+def _round(value: Any, digits: Any = None) -> Any:
+    if digits is not None and not (isinstance(digits, int) and abs(digits) <= 1000):
+        raise TestFailed("rounding to more than 1000 digits")
+    return round(_real(value), digits)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -68,15 +77,15 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "len": _length,
     "list": lambda value=(): _items(value),
     "tuple": lambda value=(): tuple(_items(value)),
-    "set": lambda value=(): set(_items(value)),
-    "frozenset": lambda value=(): frozenset(_items(value)),
+    "set": lambda value=(): set(checked_keys(_items(value))),
+    "frozenset": lambda value=(): frozenset(checked_keys(_items(value))),
     "sorted": lambda value, reverse=False: sorted(_items(value), reverse=reverse),
     "sum": _sum,
     "min": lambda *values: min(_items(values[0]) if len(values) == 1 else values),
     "max": lambda *values: max(_items(values[0]) if len(values) == 1 else values),
     "all": lambda value: all(_items(value)),
     "any": lambda value: any(_items(value)),
-    "round": lambda value, digits=None: round(_real(value), digits),
+    "round": _round,
     "bool": lambda value=False: bool(value),
     "float": lambda value=0.0: float(value) if isinstance(value, (int, float, str)) else float(_real(value)),
     "isinstance": isinstance,
@@ -119,14 +128,18 @@ def _is_sized(value: Any) -> bool:
     return isinstance(value, (str, bytes, list, tuple))
 
 
+def _bits(value: Any) -> int:
+    if isinstance(value, fractions.Fraction):
+        return max(value.numerator.bit_length(), value.denominator.bit_length())
+    return value.bit_length() if isinstance(value, int) else 0
+
+
 def _arithmetic(kind: type, left: Any, right: Any) -> Any:
     numbers = isinstance(left, _NUMBERS) and isinstance(right, _NUMBERS)
     for value in (left, right):
-        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-            raise TestFailed(f"arithmetic on an integer of {value.bit_length()} bits")
-    if kind is ast.Pow and not (
-        numbers and abs(right) <= 1000 and (not isinstance(left, int) or left.bit_length() <= 100)
-    ):
+        if _bits(value) > (MOST_FRACTION_BITS if isinstance(value, fractions.Fraction) else _MOST_BITS):
+            raise TestFailed(f"arithmetic on a number of {_bits(value)} bits")
+    if kind is ast.Pow and not (numbers and abs(right) <= 1000 and _bits(left) <= 100):
         raise TestFailed("a power too large to compute here")
     if kind is ast.Mult and not numbers:
         sized, count = (left, right) if _is_sized(left) else (right, left)

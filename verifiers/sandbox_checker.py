@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from verifiers.sandbox_child import BUILTIN_EXCEPTIONS, Channel, describe, load_module
-from verifiers.sandbox_values import Encoder, Opaque, decode
+from verifiers.sandbox_values import Encoder, Opaque, Stream, decode
 
 
 class NotSeparable(BaseException):
@@ -27,6 +27,10 @@ class ProgramError(Exception):
     """The program raised an exception of its own making."""
 
 
+# StopIteration from a function that the tests hand to `map` would end their loop early, and make all(map(...)) true
+_RAISED_HERE = {name: kind for name, kind in BUILTIN_EXCEPTIONS.items() if not name.startswith("Stop")}
+
+
 class _Link:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -36,8 +40,8 @@ class _Link:
             "operation": operation,
             "name": remote._name,
             "handle": remote._handle,
-            "arguments": [self._encode(value) for value in arguments],
-            "keywords": {name: self._encode(value) for name, value in keywords.items()},
+            "arguments": [Encoder(_handle_of).encode(value) for value in arguments],
+            "keywords": {name: Encoder(_handle_of).encode(value) for name, value in keywords.items()},
         }
         self._channel.send({"ask": request})
         answer = self._channel.receive()
@@ -45,36 +49,55 @@ class _Link:
             raise ProgramGone(answer["gone"])
         if "raised" in answer:
             _kind, name, message = answer["raised"]
-            raise BUILTIN_EXCEPTIONS.get(name, ProgramError)(message)
-        return self._wrap(decode(answer["value"]), remote._name)
+            raise _RAISED_HERE.get(name, ProgramError)(message)
+        made_by_tests = operation == "call" and remote._handle is None and remote._name[:1].isupper()
+        return self._wrap(decode(answer["value"]), remote._name, made_by_tests=made_by_tests)
 
-    def _encode(self, value: Any) -> Any:
-        if isinstance(value, Remote):
-            if value._handle is None:
-                raise NotSeparable
-            return {"o": ["object", True, value._handle]}
-        encoded = Encoder(_refuse).encode(value)
-        return encoded
-
-    def _wrap(self, value: Any, name: str) -> Any:
+    def _wrap(self, value: Any, name: str, *, made_by_tests: bool = False) -> Any:
         if isinstance(value, Opaque):
-            return Remote(self, name, value.handle, value.truth)
+            if value.handle is None:
+                raise ProgramError("an object without a handle")  # not what our encoder writes
+            return Remote(self, name, value.handle, value.truth, made_by_tests)
         if type(value) in (list, tuple):
             return type(value)(self._wrap(item, name) for item in value)
-        if type(value).__name__ == "Stream":
-            return iter(value.items)
+        if type(value) is dict:
+            return {key: self._wrap(item, name) for key, item in value.items()}
+        if type(value) is Stream:
+            return iter([self._wrap(item, name) for item in value.items])
         return value
 
 
-def _refuse(_value: Any) -> int:
-    raise NotSeparable
+def _handle_of(value: Any) -> int:
+    """What `Encoder` asks about an object that is not plain data.
+
+    Only what the *tests* hand over may make them not separable. What the program returned earlier goes back under its
+    handle, and an exception that it raised is refused: otherwise a program could choose the weaker way.
+    """
+    if isinstance(value, BaseException):
+        raise ProgramError("an exception cannot be handed back to the program")
+    handle = value._handle if isinstance(value, Remote) else value.handle if isinstance(value, Opaque) else None
+    if handle is None:
+        raise NotSeparable
+    return int(handle)
 
 
 class Remote:
-    """A function, class or object of the program. It has no equality with plain values."""
+    """A function, class or object of the program. It has no equality with plain values.
 
-    def __init__(self, link: _Link, name: str, handle: int | None = None, truth: bool = True) -> None:
-        for attribute, value in (("_link", link), ("_name", name), ("_handle", handle), ("_truth", truth)):
+    Its own `__contains__` and `__eq__` are asked only about objects that the tests made themselves by calling a class
+    (a name in capitals, as in `Trie()`). For what a function returned they are the function's word for its own answer.
+    """
+
+    def __init__(
+        self, link: _Link, name: str, handle: int | None = None, truth: bool = True, made_by_tests: bool = False
+    ) -> None:
+        for attribute, value in (
+            ("_link", link),
+            ("_name", name),
+            ("_handle", handle),
+            ("_truth", truth),
+            ("_made_by_tests", made_by_tests),
+        ):
             object.__setattr__(self, attribute, value)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
@@ -100,7 +123,9 @@ class Remote:
         return iter(items if type(items) is list else ())
 
     def __contains__(self, item: Any) -> bool:
-        return self._link.ask(self, "contains", (item,), {}) is True
+        if self._made_by_tests:
+            return self._link.ask(self, "contains", (item,), {}) is True
+        return item in list(self)
 
     def __str__(self) -> str:
         text = self._link.ask(self, "text", (), {})
@@ -110,8 +135,9 @@ class Remote:
         return self._truth
 
     def __eq__(self, other: object) -> bool:
-        # two objects of the program: only its own code can say
-        return isinstance(other, Remote) and self._link.ask(self, "equal", (other,), {}) is True
+        if not isinstance(other, Remote) or not (self._made_by_tests or other._made_by_tests):
+            return False
+        return self._link.ask(self, "equal", (other,), {}) is True  # only the program's own code can say
 
     __hash__ = None  # type: ignore[assignment]
 

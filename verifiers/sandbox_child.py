@@ -21,7 +21,7 @@ import traceback
 import types
 from typing import Any
 
-from verifiers.sandbox_values import Encoder, Opaque, ValueTooLarge, decode, dump, load
+from verifiers.sandbox_values import Encoder, Opaque, Stream, ValueTooLarge, decode, dump, load
 
 CONTROL = 3
 _LONGEST_TEXT = 300
@@ -159,6 +159,10 @@ def _operate(namespace: dict[str, Any], kept: list[Any], step: dict[str, Any]) -
             return kept[value.handle]
         if type(value) in (list, tuple):
             return type(value)(restore(item) for item in value)
+        if type(value) is dict:
+            return {key: restore(item) for key, item in value.items()}
+        if type(value) is Stream:
+            return iter([restore(item) for item in value.items])
         return value
 
     target = kept[step["handle"]] if step["handle"] is not None else namespace[step["name"]]

@@ -19,6 +19,9 @@ from typing import Any
 MOST_NODES = 200_000
 DEEPEST = 100
 _MOST_INTEGER_BITS = 1 << 20
+MOST_FRACTION_BITS = 1 << 14
+"""Of numerator and denominator each: reducing a fraction takes time quadratic in them."""
+_MOST_KEYS_OF_ONE_HASH = 50
 _ITERATORS: tuple[type, ...] = (
     type(iter([])),
     type(iter(())),
@@ -119,6 +122,8 @@ class Encoder:
         if kind is decimal.Decimal:
             return {"D": str(value)}
         if kind is fractions.Fraction:
+            if max(value.numerator.bit_length(), value.denominator.bit_length()) > MOST_FRACTION_BITS:
+                raise ValueTooLarge(f"a fraction of more than {MOST_FRACTION_BITS} bits")
             return {"F": [self._integer(value.numerator), self._integer(value.denominator)]}
         if kind is range:
             return {"r": [self._integer(value.start), self._integer(value.stop), self._integer(value.step)]}
@@ -174,18 +179,37 @@ def _items(body: Any, depth: int) -> list[Any]:
     return [decode(item, depth) for item in body]
 
 
-def _keys(body: Any, depth: int) -> list[Any]:
-    keys = _items(body, depth)
-    # equal hashes (multiples of 2**61 - 1, say) would make the set quadratic here, in the judge
-    if len(keys) > 1000 and len({hash(key) for key in keys}) < len(keys) // 2:
-        raise ValueError("keys whose hashes collide")
+def checked_keys(keys: list[Any]) -> list[Any]:
+    """The keys, if a set of them takes time linear in their number. Raises ValueError.
+
+    Many different keys of one hash (multiples of 2**61 - 1, say) would make it quadratic here, in the judge.
+    """
+    if len(keys) > 1000:
+        same_hash: dict[int, list[Any]] = {}
+        for key in keys:
+            others = same_hash.setdefault(hash(key), [])
+            if key not in others:
+                others.append(key)
+            if len(others) > _MOST_KEYS_OF_ONE_HASH:
+                raise ValueError("keys whose hashes collide")
     return keys
+
+
+def _keys(body: Any, depth: int) -> list[Any]:
+    return checked_keys(_items(body, depth))
 
 
 def _numbers(body: Any, depth: int, kinds: tuple[type, ...]) -> list[Any]:
     numbers = _items(body, depth)
     if any(type(number) not in kinds for number in numbers):
         raise TypeError("not numbers")  # int(Decimal("1e999999999")) would fill the memory
+    return numbers
+
+
+def _small_integers(body: Any, depth: int) -> list[int]:
+    numbers = _numbers(body, depth, (int,))
+    if any(number.bit_length() > MOST_FRACTION_BITS for number in numbers):
+        raise ValueError("a fraction too long to reduce")
     return numbers
 
 
@@ -200,7 +224,7 @@ _DECODERS: dict[str, Any] = {
     "B": lambda body, _depth: bytearray.fromhex(body),
     "c": lambda body, depth: complex(*[float(part) for part in _numbers(body, depth, (int, float))]),
     "D": lambda body, _depth: decimal.Decimal(str(body)),
-    "F": lambda body, depth: fractions.Fraction(*_numbers(body, depth, (int,))),
+    "F": lambda body, depth: fractions.Fraction(*_small_integers(body, depth)),
     "r": lambda body, depth: range(*_numbers(body, depth, (int,))),
     "it": lambda body, depth: Stream(_items(body, depth)),
     "i": lambda body, _depth: int(body, 16),
