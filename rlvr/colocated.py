@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from rlvr import distributed
+from rlvr.checksums import LoadedChecksums
 from rlvr.config import Config
 from rlvr.sampler_statistics import SamplerStatistics
 
@@ -46,6 +47,10 @@ class Sampled:
     """True when the last token is an end token, or completes a stop string."""
     stop_string: str | None
     """The stop string that ended it."""
+    policy_version: int
+    """Of the weights that sampled the first token."""
+    version_changes: tuple[tuple[int, int], ...] = ()
+    """(token, version) where newer weights took over."""
 
 
 class Sampler:
@@ -59,6 +64,7 @@ class Sampler:
         stop_token_ids: Sequence[int],
         max_model_len: int,
         load_format: Literal["dummy", "auto"] = "dummy",
+        **engine_options: Any,
     ) -> None:
         from vllm import LLM
 
@@ -86,12 +92,16 @@ class Sampler:
             # one engine a rank inside torchrun's process group, on the rank's own device
             distributed_executor_backend="external_launcher" if distributed.world_size() > 1 else None,
             **_memory(config, max_model_len),
+            **engine_options,
         )
         self.statistics: SamplerStatistics | None = None
         """vLLM's statistics since they were last cleared; None unless the recipe asks for them."""
         if config.sampler.statistics:
             self.statistics = SamplerStatistics(max_num_seqs=config.sampler.max_num_seqs)
             self._llm.llm_engine.logger_manager.stat_loggers = [self.statistics]  # in place of Prometheus counters
+        self._checksums = LoadedChecksums(self.model())
+        self._versions: dict[str, list[tuple[int, int]]] = {}
+        self._ended: list[tuple[str, Sampled]] = []
 
     def generate(self, requests: Sequence[Request], on_finish: Callable[[int, Sampled], None]) -> None:
         """Sample every request; `on_finish(index, sampled)` is called as each one ends, in any order."""
@@ -104,19 +114,30 @@ class Sampler:
             for key, sampled in self.step():
                 on_finish(int(key.rpartition("-")[2]), sampled)
 
+    def submit(self, requests: Sequence[Request], on_finish: Callable[[int, Sampled], None]) -> Any:
+        """Something for `wait`. An engine in this process samples only while it is waited for."""
+        return requests, on_finish
+
+    def wait(self, batch: Any) -> None:
+        """Sample what was submitted."""
+        self.generate(*batch)
+
     def add(self, key: str, request: Request) -> None:
         """Queue one request under a name of the caller's; `step` samples it."""
-        prompt: Any = {"prompt_token_ids": list(request.token_ids)}
+        prompt: Any = {"prompt_token_ids": list(request.token_ids), "cache_salt": str(self.policy_version)}
         self._llm.llm_engine.add_request(key, prompt, self.sampling_params(request))
+        self._versions[key] = [(0, self.policy_version)]
 
     def is_busy(self) -> bool:
-        """Whether requests are unfinished."""
-        return bool(self._llm.llm_engine.has_unfinished_requests())
+        """Whether requests are unfinished, or ended and not yet returned by `step`."""
+        return bool(self._ended or self._llm.llm_engine.has_unfinished_requests())
 
     def step(self) -> list[tuple[str, Sampled]]:
         """Sample one more token of the running requests; returns those that ended, by name."""
-        outputs = self._llm.llm_engine.step()
-        return [(output.request_id, self._sampled(output.outputs[0])) for output in outputs if output.finished]
+        outputs = self._llm.llm_engine.step() if self._llm.llm_engine.has_unfinished_requests() else []
+        ended = self._ended + [(o.request_id, self._sampled(o.request_id, o.outputs[0])) for o in outputs if o.finished]
+        self._ended = []
+        return ended
 
     def sampling_params(self, request: Request) -> Any:
         """One request as vLLM's SamplingParams, the recipe's truncation and stop strings included."""
@@ -144,48 +165,81 @@ class Sampler:
             **truncation,
         )
 
-    def _sampled(self, output: Any) -> Sampled:
+    def _sampled(self, key: str, output: Any) -> Sampled:
         token_ids = tuple(output.token_ids)
         logprobs = tuple(step[token].logprob for token, step in zip(token_ids, output.logprobs, strict=True))
+        versions = dict(self._versions.pop(key))  # of two changes before the same token, the later one counts
+        changes = tuple((token, version) for token, version in versions.items() if 0 < token < len(token_ids))
         return Sampled(
             token_ids=token_ids,
             logprobs=logprobs,
             stopped=output.finish_reason == "stop",
             stop_string=output.stop_reason if isinstance(output.stop_reason, str) else None,
+            policy_version=versions[0],
+            version_changes=changes,
         )
 
-    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probability (temperature 1) of every token but the first of each sequence, in nats."""
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
+        """Log-probability (temperature 1) of every token but the first of each sequence, in nats.
+
+        Returns one list for each engine that this rank has to prove: here, its own.
+        """
         from vllm import SamplingParams
 
+        engine = self._llm.llm_engine
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        prompts: Any = [{"prompt_token_ids": list(s)} for s in sequences]
+        keys = [f"sequence-{self._request_count}-{index}" for index in range(len(sequences))]
+        self._request_count += 1
+        for key, sequence in zip(keys, sequences, strict=True):
+            engine.add_request(key, {"prompt_token_ids": list(sequence)}, params)
+        found: dict[str, list[float]] = {}
         if self.statistics is not None:  # they are of rollouts alone
             self.statistics.is_recording = False
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        while len(found) < len(keys):
+            for output in engine.step():
+                if output.finished and output.request_id in keys:
+                    sequence = sequences[keys.index(output.request_id)]
+                    steps: Any = output.prompt_logprobs
+                    pairs = zip(sequence[1:], steps[1:], strict=True)
+                    found[output.request_id] = [step[token].logprob for token, step in pairs]
+                elif output.finished:  # others go on meanwhile
+                    self._ended.append((output.request_id, self._sampled(output.request_id, output.outputs[0])))
         if self.statistics is not None:
             self.statistics.is_recording = True
-        return [
-            [step[token].logprob for token, step in zip(s[1:], output.prompt_logprobs[1:], strict=True)]
-            for s, output in zip(sequences, outputs, strict=True)
-        ]
+        return [[found[key] for key in keys]]
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace the weights and forget every cached prefix: its keys and values came from the old ones."""
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self._llm.apply_model(_repack_tied_head)
+        self._checksums.clear()
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if self._asleep:  # the KV cache comes last, when the learner's gathered weights are gone again
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM did not reset its prefix cache: requests are still running during a weight update")
+        self.weights_changed()
+
+    def weights_changed(self) -> None:
+        """Bring what vLLM derives from its weights up to date, and stamp what goes on under the new ones.
+
+        Requests that are running keep their keys and values, and their prefixes stay in the cache; the salt of
+        requests to come, their weights' version, keeps them from finding those.
+        """
+        self._llm.apply_model(_repack_tied_head)
         self.policy_version += 1
+        running = self._llm.llm_engine.output_processor.request_states.values()
+        for state in running:
+            self._versions[state.external_req_id].append((state.detokenizer.num_output_tokens(), self.policy_version))
+        if not running and not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache, although no request is running")
 
     def model(self) -> torch.nn.Module:
-        """vLLM's model, for the proof of sync."""
+        """vLLM's own module, which holds the weights in fused layouts."""
         return self._llm.apply_model(lambda model: model)[0]
+
+    def compare(self, expected: dict[str, torch.Tensor]) -> str | None:
+        """What differs between the tensors loaded and the learner's (row checksums by Hugging Face name), or None."""
+        return self._checksums.compare(expected)
 
     def sleep(self) -> None:
         """Give the GPU memory of weights and KV cache to the learner, until `load_weights`. Does nothing on a CPU."""

@@ -13,12 +13,20 @@ import pydantic
 import pydantic_core
 from pydantic import Field
 
-from rlvr.contradictions import WHITENED, differs, importance_problems, objective_problems
+from rlvr.contradictions import (
+    WHITENED,
+    asynchronous_problems,
+    differs,
+    importance_problems,
+    objective_problems,
+    placement_problems,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+Seconds = Annotated[float, Field(gt=0.0)]
 
 
 class Section(pydantic.BaseModel):
@@ -330,6 +338,32 @@ class Log(Section):
     tensorboard: bool = True
 
 
+class Placement(Section):
+    """Which of torchrun's ranks learn, and which sample."""
+
+    mode: Literal["colocated", "disaggregated"] = "colocated"
+    """`colocated`: every rank learns, and samples with an engine of its own. `disaggregated`: the first
+    `learner_ranks` learn, the next `sampler_ranks` sample; weights travel by vLLM's weight-transfer API."""
+    learner_ranks: Positive | None = None
+    sampler_ranks: Positive | None = None
+    timeout_seconds: Seconds = 300.0
+    """Longest silence of a sampling rank that has work, and longest part of a weight update, before the run stops."""
+    start_timeout_seconds: Seconds = 900.0
+    """Longest start-up of a sampling rank."""
+    idle_timeout_seconds: Seconds = 3600.0
+    """Longest wait of a sampling rank for its learners."""
+
+
+class Asynchronous(Section):
+    """Sampling goes on while the learner learns, and while weights arrive. Needs placement.mode='disaggregated'."""
+
+    max_staleness: Annotated[int, Field(ge=0)]
+    """Weight updates by which the weights that sampled a token may lag those that learn from it. So many steps are
+    sampled ahead; 0 samples each step with the newest weights, as the synchronous loop does."""
+    recompute_kv_cache: bool = False
+    """After a weight update, compute the keys and values of unfinished samples again with the new weights."""
+
+
 class Config(Section):
     """One run."""
 
@@ -351,6 +385,8 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     proof: Proof = Proof()
     log: Log = Log()
+    placement: Placement = Placement()
+    asynchronous: Asynchronous | None = None
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -374,6 +410,8 @@ def contradictions(config: Config) -> list[str]:
         *engine_problems(config.model, config.learner),
         *_idle_engines(config),
         *_idle_evaluation(config),
+        *placement_problems(config),
+        *asynchronous_problems(config),
     ]
 
 

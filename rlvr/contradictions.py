@@ -98,6 +98,65 @@ def importance_problems(algorithm: Algorithm) -> list[str]:
     return problems
 
 
+def placement_problems(config: Config) -> list[str]:
+    """Options of the placement that is not the one chosen, and ranks that do not add up."""
+    placement = config.placement
+    if placement.mode == "colocated":
+        return [
+            f"placement.{name}={getattr(placement, name)} does nothing with placement.mode='colocated': remove it, or "
+            "set mode='disaggregated'"
+            for name in type(placement).model_fields
+            if name != "mode" and differs(placement, name)
+        ]
+    problems = []
+    if placement.learner_ranks is None or placement.sampler_ranks is None:
+        problems.append(
+            "placement.mode='disaggregated' needs placement.learner_ranks and placement.sampler_ranks: how many of "
+            "torchrun's ranks learn, and how many sample"
+        )
+    if config.sampler.statistics:
+        problems.append(
+            "sampler.statistics=true does nothing with placement.mode='disaggregated', whose sampling ranks keep no "
+            "log: remove one"
+        )
+    if differs(config.sampler, "sleep"):
+        problems.append(
+            "sampler.sleep=false does nothing with placement.mode='disaggregated', where the sampler has its ranks for "
+            "itself: remove one"
+        )
+    return problems
+
+
+def asynchronous_problems(config: Config) -> list[str]:
+    """Sampling ahead needs ranks of its own, and a loss that knows whose samples it learns from."""
+    options, algorithm = config.asynchronous, config.algorithm
+    if options is None:
+        return []
+    problems = []
+    if config.placement.mode == "colocated":
+        problems.append(
+            "asynchronous needs placement.mode='disaggregated': a colocated engine sleeps while its rank learns"
+        )
+    if options.max_staleness == 0 and options.recompute_kv_cache:
+        problems.append(
+            "asynchronous.recompute_kv_cache does nothing with max_staleness=0, where no sample is unfinished when "
+            "weights arrive: remove one"
+        )
+    weighted = algorithm.importance_cap is not None or algorithm.importance_mask is not None
+    if options.max_staleness > 0 and algorithm.old_logprobs == "learner" and not weighted:
+        problems.append(
+            f"asynchronous.max_staleness={options.max_staleness} learns from samples of older weights: set "
+            "algorithm.importance_cap (Olmo 3: 2.0) or importance_mask, which weight by learner over sampler, or "
+            "algorithm.old_logprobs='sampler'"
+        )
+    if options.max_staleness > 0 and config.rollout.refill_rounds:
+        problems.append(
+            f"rollout.refill_rounds={config.rollout.refill_rounds} waits for verdicts before it samples more, and "
+            f"asynchronous.max_staleness={options.max_staleness} samples ahead of them: remove one"
+        )
+    return problems
+
+
 def differs(section: pydantic.BaseModel, name: str) -> bool:
     """Whether an option is not at its default; a written config.json has them all, so being written says nothing."""
     return bool(getattr(section, name) != type(section).model_fields[name].default)

@@ -5,6 +5,7 @@ Works without torchrun too, as one rank. DeepSpeed brings its own collectives fo
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rlvr.config import Placement
 from rlvr.errors import ConfigError
 
 
@@ -24,7 +26,63 @@ def start(timeout_seconds: float = 1800.0) -> None:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "0")
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = _backend()
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    if os.environ["WORLD_SIZE"] == "1":  # a store of its own: no port, so that runs side by side do not meet
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+
+
+def join(placement: Placement) -> Place | None:
+    """Take this process's place in a run; None where every rank learns and samples."""
+    if placement.mode == "disaggregated":
+        return start_apart(placement)
+    start()
+    return None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where this process stands in a run whose learner and sampler have different ranks."""
+
+    samples: bool
+    replica: int
+    """Which vLLM engine this process holds; -1 where it learns."""
+    run_rank: int
+    """Among all processes of the run."""
+    store: Any
+    """torchrun's store, which every process of the run reaches."""
+
+
+def start_apart(placement: Placement, timeout_seconds: float = 1800.0) -> Place:
+    """Join the process group of this process's own kind: the learners, or one sampling rank alone.
+
+    The two never meet in a collective: torchrun's store is split by a prefix for each group, so that DeepSpeed and vLLM
+    see a world of their own. Raises ConfigError when torchrun started another number of ranks than the recipe says.
+    """
+    learners, samplers = placement.learner_ranks or 0, placement.sampler_ranks or 0
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != learners + samplers:
+        raise ConfigError(
+            f"the recipe has {learners} learner_ranks and {samplers} sampler_ranks, but {started} ranks were started: "
+            f"use torchrun with {learners + samplers} in all (--nproc-per-node times nodes), or change the recipe."
+        )
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    common, run_rank, _ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
+    samples = run_rank >= learners
+    size, rank = (1, 0) if samples else (learners, run_rank)
+    replica = run_rank - learners if samples else -1
+    group = dist.PrefixStore(f"sampler {replica}" if samples else "learners", common)  # type: ignore[attr-defined]
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))  # read by DeepSpeed and vLLM
+    dist.init_process_group(_backend(), store=group, rank=rank, world_size=size, timeout=timeout)
+    store = dist.PrefixStore("run", common)  # type: ignore[attr-defined]
+    return Place(samples=samples, replica=replica, run_rank=run_rank, store=store)
+
+
+def _backend() -> str:
+    """Take this process's device, and say what its collectives run on."""
     if torch.cuda.is_available():
         local_rank = int(os.environ["LOCAL_RANK"])
         if local_rank >= torch.cuda.device_count():
@@ -33,12 +91,8 @@ def start(timeout_seconds: float = 1800.0) -> None:
                 f"machine with {torch.cuda.device_count()} GPUs. Lower --nproc-per-node."
             )
         torch.cuda.set_device(local_rank)
-    timeout = datetime.timedelta(seconds=timeout_seconds)
-    if os.environ["WORLD_SIZE"] == "1":  # a store of its own: no port, so that runs side by side do not meet
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-    else:
-        dist.init_process_group(backend, timeout=timeout)
+        return "cpu:gloo,cuda:nccl"
+    return "gloo"
 
 
 def stop() -> None:

@@ -151,6 +151,13 @@ class Engine:
                     weight = parameter.detach().clone()
                 yield name.removeprefix(PREFIX), weight
 
+    def named_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, dtype and whole shape of what `named_weights` yields, in its order, without gathering."""
+        return [
+            (name.removeprefix(PREFIX), parts[0].dtype, tuple(getattr(parts[0], "ds_shape", parts[0].shape)))
+            for name, parts, _ in lora.whole_weights(self.engine.module)
+        ]
+
     def save(self, folder: str) -> None:
         """Weights and optimizer state, each rank its part. Collective."""
         self.engine.save_checkpoint(

@@ -6,6 +6,7 @@ RlvrError                        root (verifiers.errors, which imports nothing o
 |- DataError (ValueError)        rows that cannot be read or that no verifier claims
 |- RunDirectoryError (FileExistsError)
 |- CheckpointError (RuntimeError)
+|- SamplerError (RuntimeError)    a sampling rank is gone, silent, or has failed
 |- PolicyError (RuntimeError)    the numbers of a run went wrong: training on would make it worse
    |- NonFiniteError             loss or gradient is NaN or infinite
    |- WeightSyncError            the sampler does not hold the learner's weights
@@ -32,6 +33,10 @@ class RunDirectoryError(RlvrError, FileExistsError):
 
 class CheckpointError(RlvrError, RuntimeError):
     """A checkpoint is missing, incomplete, or was written by another set-up."""
+
+
+class SamplerError(RlvrError, RuntimeError):
+    """A sampling rank is gone, silent, or has failed."""
 
 
 class PolicyError(RlvrError, RuntimeError):

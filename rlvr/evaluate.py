@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlvr import distributed
-from rlvr.colocated import Sampler
 from rlvr.config import Config
 from rlvr.data import PromptSet
+from rlvr.disaggregated import AnySampler
 from rlvr.judges import evaluation_names
 from rlvr.records import Prompt, Scored
 from rlvr.reward import Scorer
@@ -34,7 +34,7 @@ class Graded:
 
 
 def evaluate(
-    config: Config, sampler: Sampler, tokenizer: Any, pool: VerifierPool, held_out: PromptSet
+    config: Config, sampler: AnySampler, tokenizer: Any, pool: VerifierPool, held_out: PromptSet
 ) -> dict[str, float]:
     """Evaluate on every prompt of a set. Collective; every rank gets the metrics.
 
@@ -61,7 +61,7 @@ def evaluate(
 
 def _score(
     config: Config,
-    sampler: Sampler,
+    sampler: AnySampler,
     tokenizer: Any,
     pool: VerifierPool,
     prompts: Sequence[Prompt],

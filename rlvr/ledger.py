@@ -20,6 +20,7 @@ class Ledger:
     rows_over_length: int = 0
     prompts_usable: int = 0
     prompts_drawn: int = 0
+    prompts_abandoned: int = 0
     groups_with_signal: int = 0
     groups_all_equal: int = 0
     """Groups, of one sample or more, whose known rewards are all the same."""
@@ -31,10 +32,14 @@ class Ledger:
     samples_indeterminate: int = 0
     samples_without_signal: int = 0
     """Known samples of groups that were left out because they had no signal."""
+    samples_abandoned: int = 0
+    """Asked for ahead of a step that was not reached, because the run was stopped; a resumed run asks again."""
     tokens_drawn: int = 0
     tokens_trained: int = 0
     tokens_indeterminate: int = 0
     tokens_without_signal: int = 0
+    tokens_abandoned: int = 0
+    """Of abandoned samples, those that had finished."""
 
     @classmethod
     def open(cls, prompts: PromptSet) -> Ledger:
@@ -68,19 +73,36 @@ class Ledger:
         self._refuse_unequal("samples of the step", int(expected), drawn)
         self.check()
 
+    def abandon(self, prompts: int, samples: int, tokens: int) -> None:
+        """Enter what this rank has asked for and will not use. Collective."""
+        totals = [int(total) for total in distributed.sum_over_ranks([prompts, samples, tokens])]
+        self.prompts_drawn += totals[0]
+        self.prompts_abandoned += totals[0]
+        self.samples_drawn += totals[1]
+        self.samples_abandoned += totals[1]
+        self.tokens_drawn += totals[2]
+        self.tokens_abandoned += totals[2]
+        self.check()
+
     def check(self) -> None:
         """Raise PolicyError when something was lost without being counted."""
         sums = {
             "rows": (self.rows_read, self.prompts_usable + self.rows_over_length),
             "prompts": (
                 self.prompts_drawn,
-                self.groups_with_signal + self.groups_all_equal + self.groups_under_two_known,
+                self.groups_with_signal + self.groups_all_equal + self.groups_under_two_known + self.prompts_abandoned,
             ),
             "samples": (
                 self.samples_drawn,
-                self.samples_trained + self.samples_indeterminate + self.samples_without_signal,
+                self.samples_trained
+                + self.samples_indeterminate
+                + self.samples_without_signal
+                + self.samples_abandoned,
             ),
-            "tokens": (self.tokens_drawn, self.tokens_trained + self.tokens_indeterminate + self.tokens_without_signal),
+            "tokens": (
+                self.tokens_drawn,
+                self.tokens_trained + self.tokens_indeterminate + self.tokens_without_signal + self.tokens_abandoned,
+            ),
         }
         for what, (drawn, accounted) in sums.items():
             self._refuse_unequal(what, drawn, accounted)

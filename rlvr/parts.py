@@ -15,6 +15,7 @@ from rlvr.chat import load_tokenizer, stop_token_ids
 from rlvr.colocated import Sampler
 from rlvr.config import Config
 from rlvr.data import PromptSet, make_prompts, read_held_out, read_training, verifier_names
+from rlvr.disaggregated import AnySampler, RemoteSampler
 from rlvr.errors import ConfigError
 from rlvr.evaluate import evaluate
 from rlvr.learner import Learner
@@ -35,7 +36,7 @@ CANARY_TOKENS = 16
 class Parts:
     """Everything a run is made of, on this rank."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, place: distributed.Place | None = None) -> None:
         self.config = config
         self.run = RunDirectory(config.run_dir)
         self._log: MetricsLog | None = None
@@ -48,15 +49,19 @@ class Parts:
         updates = config.training.steps * config.algorithm.epochs * config.algorithm.minibatches
         end_token_ids = stop_token_ids(config.model.path, self.tokenizer)
         self.learner = Learner(config, total_updates=updates, end_token_ids=end_token_ids)
-        self.sampler = Sampler(
-            config,
-            stop_token_ids=end_token_ids,
-            max_model_len=self._max_model_len(),
-        )
+        self.sampler = self._make_sampler(place, end_token_ids)
         vocabulary = self.learner.policy.engine.module.transformer.config.vocab_size
         canaries = make_canaries(vocabulary, count=config.proof.canaries, length=CANARY_TOKENS, seed=config.seed)
         self.sync = WeightSync(self.learner, self.sampler, canaries)
         self.ledger = Ledger.open(self.train_set)
+
+    def _make_sampler(self, place: distributed.Place | None, end_token_ids: list[int]) -> AnySampler:
+        max_model_len = self._max_model_len()
+        if place is not None:
+            sampler = RemoteSampler(self.config, place)
+            self.say(f"sampling on {sampler.describe()}")
+            return sampler
+        return Sampler(self.config, stop_token_ids=end_token_ids, max_model_len=max_model_len)
 
     def _max_model_len(self) -> int:
         """Longest sequence of this run. Raises ConfigError when the model cannot hold it."""
@@ -178,9 +183,9 @@ class Parts:
 
 
 @contextmanager
-def run_parts(config: Config) -> Iterator[Parts]:
+def run_parts(config: Config, place: distributed.Place | None = None) -> Iterator[Parts]:
     """Build the parts of a run, and take them down again."""
-    parts = Parts(config)
+    parts = Parts(config, place)
     try:
         yield parts
     finally:

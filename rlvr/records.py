@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -71,12 +72,21 @@ class Completion:
     """Special tokens removed; with a stop string at its end where one ended it."""
     stop: Stop
     policy_version: int
-    """Weight updates that this process's sampler had received after its first."""
+    """Of the weights that sampled its first token, the oldest: weight updates that the sampler had received in this
+    process after its first one."""
+    version_changes: tuple[tuple[int, int], ...] = ()
+    """(token, version): from this token on, newer weights sampled it, which arrived while it was being sampled."""
 
     @property
     def group(self) -> int:
         """The place of its group's first sample: a prompt that is drawn twice in a step makes two groups."""
         return self.place - self.sample
+
+
+def token_versions(completion: Completion) -> list[int]:
+    """Version of the weights that sampled each token."""
+    starts = [(0, completion.policy_version), *completion.version_changes, (len(completion.token_ids), 0)]
+    return [version for (first, version), (last, _) in itertools.pairwise(starts) for _ in range(first, last)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

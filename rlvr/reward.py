@@ -6,6 +6,7 @@ import collections
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rlvr import distributed
 from rlvr.config import Config, Reward
@@ -29,7 +30,7 @@ def start_pool(config: Config, names: Iterable[str]) -> VerifierPool:
 
 
 class Scorer:
-    """Judges one batch of completions as they finish.
+    """Judges one batch of completions as they finish. Batches that overlap in time share the pool.
 
     Args:
         remap: names of verifiers -> the names in the pool that judge in their place; others judge their own rows.
@@ -56,14 +57,16 @@ class Scorer:
                 completion_tokens=len(completion.token_ids),
                 columns=completion.prompt.columns,
             )
-            self._pool.submit((index, number), self._remap.get(task.verifier, task.verifier), sample)
+            self._pool.submit((self, index, number), self._remap.get(task.verifier, task.verifier), sample)
         self._take(self._pool.poll())
         self.idle_seconds += time.perf_counter() - started
 
     def collect(self) -> list[Scored]:
         """Wait for the rest, and return the batch in order of index."""
         started = time.perf_counter()
-        self._take(self._pool.wait())
+        wanted = {(index, n) for index, c in self._completions.items() for n in range(len(c.prompt.tasks))}
+        while not wanted <= self._verdicts.keys():
+            self._take(self._pool.poll(wait_seconds=1.0))
         self.idle_seconds += time.perf_counter() - started
         scored = []
         for index in sorted(self._completions):
@@ -72,9 +75,9 @@ class Scorer:
             scored.append(score(completion, verdicts, self._reward))
         return scored
 
-    def _take(self, finished: Iterable[tuple[object, Verdict]]) -> None:
-        for key, verdict in finished:
-            self._verdicts[key] = verdict  # type: ignore[index]
+    def _take(self, finished: Iterable[tuple[Any, Verdict]]) -> None:
+        for (scorer, index, number), verdict in finished:
+            scorer._verdicts[index, number] = verdict  # it may be another batch's
 
 
 def score(completion: Completion, verdicts: tuple[Verdict, ...], reward: Reward) -> Scored:

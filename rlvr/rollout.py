@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from rlvr import distributed
-from rlvr.colocated import Request, Sampled, Sampler
+from rlvr.colocated import Request, Sampled
+from rlvr.disaggregated import AnySampler
 from rlvr.records import Completion, Prompt, Scored, Stop, Trajectories
 from rlvr.seeds import derive
 
@@ -24,8 +25,28 @@ def share_of_rank(items: Sequence[Any]) -> list[Any]:
     return list(items[distributed.rank() :: distributed.world_size()])
 
 
-def roll_out(
-    sampler: Sampler,
+class RollOut:
+    """Completions on their way."""
+
+    def __init__(self, sampler: AnySampler, batch: Any, found: dict[int, Completion], bar: Any) -> None:
+        self._sampler, self._batch, self._bar = sampler, batch, bar
+        self.found = found
+        """Those that have finished, by index."""
+
+    def collect(self) -> list[Completion]:
+        """Wait for all, and return them in prompt order."""
+        with self._bar:
+            self._sampler.wait(self._batch)
+        return [self.found[index] for index in sorted(self.found)]
+
+
+def roll_out(sampler: AnySampler, tokenizer: Any, prompts: Sequence[Prompt], **options: Any) -> list[Completion]:
+    """Sample completions of each prompt, as `start_roll_out` is told, and wait for them; they are in prompt order."""
+    return start_roll_out(sampler, tokenizer, prompts, **options).collect()
+
+
+def start_roll_out(
+    sampler: AnySampler,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     *,
@@ -36,8 +57,8 @@ def roll_out(
     on_completion: Callable[[int, Completion], None] = lambda index, completion: None,
     lengths: Sequence[int] | None = None,
     first_slot: int = 0,
-) -> list[Completion]:
-    """Sample `samples_per_prompt` completions of each prompt, in prompt order.
+) -> RollOut:
+    """Ask for `samples_per_prompt` completions of each prompt.
 
     Args:
         prompts: this rank's share of the step's prompts.
@@ -78,7 +99,8 @@ def roll_out(
             logprobs=sampled.logprobs,
             text=_text(tokenizer, sampled),
             stop=_stop(sampled),
-            policy_version=sampler.policy_version,
+            policy_version=sampled.policy_version,
+            version_changes=sampled.version_changes,
         )
         on_completion(index, completions[index])
         nonlocal tokens
@@ -86,9 +108,7 @@ def roll_out(
         bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tok/s this rank", refresh=False)
         bar.update()
 
-    with bar:
-        sampler.generate(requests, finished)
-    return [completions[index] for index in range(len(plan))]
+    return RollOut(sampler, sampler.submit(requests, finished), completions, bar)
 
 
 def _stop(sampled: Sampled) -> Stop:

@@ -70,8 +70,18 @@ def _description(config: Config, used: Sequence[str], *, all_known: bool) -> lis
         f"a step: {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} samples = {samples} samples, "
         f"{algorithm.epochs * algorithm.minibatches} optimizer steps ({algorithm.epochs} epochs x "
         f"{algorithm.minibatches} minibatches)",
+        *_placement_lines(config),
         f"the run: {config.training.steps} steps, {config.training.steps * samples} samples -> {config.run_dir}",
     ]
+
+
+def _placement_lines(config: Config) -> list[str]:
+    placement = config.placement
+    if placement.mode == "colocated":
+        return []
+    learners, samplers = placement.learner_ranks or 0, placement.sampler_ranks or 0
+    ahead = "" if config.asynchronous is None else f", up to {config.asynchronous.max_staleness} steps ahead"
+    return [f"placement: the first {learners} of {learners + samplers} ranks learn, the others sample{ahead}"]
 
 
 def _replacing(sources: Sequence[Source], elsewhere: Sequence[Source]) -> set[str]:

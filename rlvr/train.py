@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rlvr import distributed
+from rlvr.async_train import Ahead
 from rlvr.balance import balance
 from rlvr.config import Config
 from rlvr.groups import Draw, keep_groups_with_signal
@@ -26,6 +27,7 @@ from rlvr.records import Prompt
 from rlvr.reward import Scorer, reward_metrics
 from rlvr.rollout import roll_out, rollout_metrics, share_of_rank, trajectories
 from rlvr.run_directory import RunDirectory
+from rlvr.serve import serve
 from rlvr.weight_sync import refuse_disagreement
 
 SAME_REQUEST_SECONDS = 5.0
@@ -36,19 +38,25 @@ def train(config: Config, *, recipe_text: str, resume: bool) -> None:
 
     Raises a subclass of RlvrError for every fault that has a remedy.
     """
-    distributed.start()
+    place = distributed.join(config.placement)
+    if place is not None and place.samples:
+        serve(config, place)
+        return
     run = RunDirectory(config.run_dir)
     run.refuse_if_used(resume=resume)
     if resume:
         run.refuse_other_config(config)
     distributed.barrier()
-    with run_parts(config) as parts, stop_requested() as stopping:
+    with run_parts(config, place) as parts, stop_requested() as stopping:
         first = parts.start(run, recipe_text, resume=resume)
+        ahead = None if config.asynchronous is None else Ahead(parts, first)
         if first == 0:
             parts.evaluate(0)
         for step in range(first, config.training.steps):
-            metrics = train_step(parts, step)
+            metrics = train_step(parts, step, ahead)
             stop = distributed.max_over_ranks([float(stopping.is_set)])[0] > 0
+            if stop and ahead is not None:
+                ahead.abandon()
             parts.finish_step(step + 1, metrics, stop=stop)
             if stop:
                 parts.say(f"stopped after step {step + 1}; continue with --resume")
@@ -56,12 +64,18 @@ def train(config: Config, *, recipe_text: str, resume: bool) -> None:
         parts.save_model()
 
 
-def train_step(parts: Parts, step: int) -> dict[str, float]:
-    """One step of the run. Returns its metrics over all ranks."""
+def train_step(parts: Parts, step: int, ahead: Ahead | None = None) -> dict[str, float]:
+    """One step of the run, on samples that were asked for `ahead` or, without it, now.
+
+    Returns its metrics over all ranks.
+    """
     config, learner = parts.config, parts.learner
     clock = Clock()
 
-    draw = sample(parts, step, clock, parts.train_set.batch(step, config.rollout.prompts_per_step, config.seed))
+    if ahead is None:
+        draw = sample(parts, step, clock, parts.train_set.batch(step, config.rollout.prompts_per_step, config.seed))
+    else:  # it was asked for up to max_staleness steps ago
+        draw = ahead.draw(step, clock)
     if config.rollout.drop_groups_without_signal:  # dynamic sampling
         draw = keep_groups_with_signal(
             draw,
@@ -80,7 +94,7 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
     with clock.stage("update"):
         batch = balance(trajectories(draw.kept))  # without indeterminate samples; as many tokens on every rank
         targets, before_update = learner.targets(batch)  # old log-probs, reference KL, values, GAE, whitening
-        if config.algorithm.old_logprobs == "learner":  # else the learner has not computed them
+        if config.algorithm.old_logprobs == "learner" and (ahead is None or ahead.is_fresh):  # alike only then
             refuse_disagreement(before_update["policy/sampler_difference"], parts.sync.tolerance)
         rates = learner.learning_rates()
         update = learner.update(batch, targets, step=step)  # K epochs x N minibatches
@@ -94,6 +108,7 @@ def train_step(parts: Parts, step: int) -> dict[str, float]:
     rollout = rollout_metrics(completions, clock.seconds["rollout"], idle_seconds=draw.idle_seconds) | draw.metrics()
     if parts.sampler.statistics is not None:
         rollout |= parts.sampler.statistics.metrics()
+    rollout |= {} if ahead is None else ahead.staleness
     synced = {f"sync/{name}": float(value) for name, value in dataclasses.asdict(sync).items()}
     return rewards | rollout | before_update | update | rates | synced | clock.metrics()
 

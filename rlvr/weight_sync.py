@@ -8,6 +8,7 @@ tensor comparison cannot: packed copies, stale caches, a wrong rotary table. A m
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -15,14 +16,14 @@ from typing import Any
 import torch
 
 from rlvr import distributed
-from rlvr.colocated import Sampler
-from rlvr.errors import LogProbContractError, WeightSyncError
+from rlvr.checksums import row_checksums
+from rlvr.disaggregated import AnySampler
+from rlvr.errors import LogProbContractError, SamplerError, WeightSyncError
 from rlvr.learner import Learner
 from rlvr.packing import pack
 from rlvr.seeds import derive
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
-ROWS_AT_ONCE_ELEMENTS = 2**22
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,40 +37,68 @@ class SyncReport:
     bytes_sent: int
 
 
+Weights = Iterable[tuple[str, torch.Tensor]]
+
+
+class WeightStream:
+    """The learner's weights on their way, gathered one by one: vLLM's WeightSource. Notes their checksums."""
+
+    def __init__(self, learner: Learner, after_gather: Callable[[Weights], Weights]) -> None:
+        self._learner = learner
+        self._after_gather = after_gather
+        self._passing: Iterator[tuple[str, torch.Tensor]] = iter(())
+        self.expected: dict[str, torch.Tensor] = {}
+        self.checksum_seconds = 0.0
+        self.bytes = 0
+
+    def metadata(self) -> list[Any]:
+        """Names, dtypes and whole shapes, without gathering anything."""
+        from vllm.distributed.weight_transfer.base import ParamMeta
+
+        return [ParamMeta(name, dtype, shape) for name, dtype, shape in self._learner.policy.named_shapes()]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self._passing = self._gathered()
+        return iter(self._after_gather(self._passing))
+
+    def drain(self) -> None:
+        """Gather what is left, with the other ranks."""
+        for _ in self._passing:
+            pass
+
+    def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, weight in self._learner.policy.named_weights():
+            begun = time.perf_counter()
+            self.expected[name] = row_checksums(weight)
+            self.checksum_seconds += time.perf_counter() - begun
+            self.bytes += weight.nbytes
+            yield name, weight
+
+
 class WeightSync:
     """Publishes weights to one rank's sampler. `after_gather` lets a test tamper with them on the way."""
 
-    def __init__(self, learner: Learner, sampler: Sampler, canaries: Sequence[Sequence[int]]) -> None:
+    def __init__(self, learner: Learner, sampler: AnySampler, canaries: Sequence[Sequence[int]]) -> None:
         self._learner = learner
         self._sampler = sampler
         self._canaries = [list(c) for c in canaries]
         dtype = learner.config.model.dtype
         self.tolerance = learner.config.proof.tolerance or TOLERANCES[dtype]
-        self._witness = LoadedChecksums(sampler.model())
-        self.after_gather: Callable[[Iterable[tuple[str, torch.Tensor]]], Iterable[tuple[str, torch.Tensor]]] = (
-            lambda w: w
-        )
+        self.after_gather: Callable[[Weights], Weights] = lambda weights: weights
 
     def publish(self) -> SyncReport:
         """Send, then prove. Collective. Raises WeightSyncError on every rank when any rank's proof fails."""
         started = time.perf_counter()
-        expected: dict[str, torch.Tensor] = {}
-        sizes = [0]
-        proof_seconds = [0.0]
-
-        def gathered() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, weight in self._learner.policy.named_weights():
-                begun = time.perf_counter()
-                expected[name] = row_checksums(weight)
-                proof_seconds[0] += time.perf_counter() - begun
-                sizes[0] += weight.nbytes
-                yield name, weight
-
-        self._witness.clear()
-        self._sampler.load_weights(self.after_gather(gathered()))
-        transferred = time.perf_counter() - started - proof_seconds[0]
+        stream = WeightStream(self._learner, self.after_gather)
+        try:
+            self._sampler.load_weights(stream)
+        except (SamplerError, WeightSyncError) as error:
+            stream.drain()  # the other ranks are still gathering; they hear of it in _agree
+            self._agree(str(error))
+        self._agree(None)
+        transferred = time.perf_counter() - started - stream.checksum_seconds
         begun = time.perf_counter()
-        problem = self._witness.compare(expected)
+        problem = self._sampler.compare(stream.expected)
         difference = self._canary_difference()
         if problem is None and not difference <= self.tolerance:
             problem = (
@@ -77,23 +106,26 @@ class WeightSync:
                 "although the loaded tensors match"
             )
         self._agree(problem)
-        proof_seconds[0] += time.perf_counter() - begun
         return SyncReport(
             transfer_seconds=transferred,
-            proof_seconds=proof_seconds[0],
+            proof_seconds=stream.checksum_seconds + time.perf_counter() - begun,
             canary_difference=distributed.max_over_ranks([difference])[0],
-            bytes_sent=sizes[0],
+            bytes_sent=stream.bytes,
         )
 
     def _canary_difference(self) -> float:
-        sampled = torch.tensor([v for one in self._sampler.sequence_logprobs(self._canaries) for v in one])
+        sampled = [
+            torch.tensor([v for one in sequences for v in one])
+            for sequences in self._sampler.sequence_logprobs(self._canaries)
+        ]
         prompts, completions = [c[:1] for c in self._canaries], [c[1:] for c in self._canaries]
         rows = pack(prompts, completions, max_tokens=2**62, device=distributed.device())
-        learned = torch.zeros_like(sampled)
+        learned = torch.zeros(sum(len(c) for c in completions))
         with self._learner.policy.inference():
             for row in rows:
                 learned[row.token_index.cpu()] = self._learner.policy(row, 1.0)[0].float().cpu()
-        return (sampled - learned).abs().mean().item()
+        differences = [(one - learned).abs().mean().item() for one in sampled]
+        return math.nan if any(math.isnan(d) for d in differences) else max(differences, default=0.0)
 
     def _agree(self, problem: str | None) -> None:
         problems = [f"rank {r}: {p}" for r, p in enumerate(distributed.gather_objects(problem)) if p is not None]
@@ -109,83 +141,6 @@ def make_canaries(vocabulary_size: int, *, count: int, length: int, seed: int) -
     """Token sequences drawn at random, so that every part of the vocabulary and the network takes part."""
     generator = torch.Generator().manual_seed(derive(seed, "canaries"))
     return torch.randint(vocabulary_size, (count, length), generator=generator).tolist()
-
-
-def row_checksums(weight: torch.Tensor) -> torch.Tensor:
-    """One 64-bit checksum for each row of a tensor's bits; position within the row counts.
-
-    Rows are summed with odd multipliers modulo 2^64, so a changed, swapped or missing element changes its row.
-
-    Args:
-        weight: any floating dtype, [rows, ...] or [n] (taken as n rows).
-    Returns:
-        int64 [rows], on the CPU.
-    """
-    bits = weight.detach().contiguous().view({2: torch.int16, 4: torch.int32}[weight.element_size()])
-    bits = bits.reshape(bits.shape[0], -1)
-    columns = torch.arange(bits.shape[1], dtype=torch.int64, device=bits.device)
-    multipliers = (columns * 0x5851F42D4C957F2D + 0x14057B7EF767814F) | 1
-    step = max(ROWS_AT_ONCE_ELEMENTS // max(bits.shape[1], 1), 1)
-    parts = [(part.to(torch.int64) * multipliers).sum(dim=1) for part in bits.split(step)]
-    return torch.cat(parts).cpu()
-
-
-class LoadedChecksums:
-    """Row checksums of what vLLM holds after a load.
-
-    On the CPU vLLM replaces a linear layer's weight by a packed copy as soon as it is loaded, so those are read in
-    the moment before (`process_weights_after_loading`); everything else is read from the model afterwards.
-    """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
-        self._packed: dict[str, torch.Tensor] = {}
-        self._parts: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-        self._names = {id(layer): name for name, layer in model.named_modules()}
-        methods = {id(m): m for layer in model.modules() if (m := getattr(layer, "quant_method", None)) is not None}
-        for method in methods.values():
-            if hasattr(method, "process_weights_after_loading"):
-                self._watch(method)
-
-    def _watch(self, method: Any) -> None:
-        original = method.process_weights_after_loading
-
-        def record_then_process(layer: torch.nn.Module) -> None:
-            for name, parameter in layer.named_parameters(recurse=False):
-                self._packed[f"{self._names[id(layer)]}.{name}"] = row_checksums(parameter)
-            original(layer)
-
-        method.process_weights_after_loading = record_then_process
-
-    def clear(self) -> None:
-        """Forget the last load, so that a tensor that does not come again is missed."""
-        self._packed.clear()
-
-    def compare(self, expected: dict[str, torch.Tensor]) -> str | None:
-        """What differs between the tensors loaded and the learner's (row checksums by Hugging Face name), or None."""
-        differing, unproved = [], []
-        for name, parameter in self._model.named_parameters():
-            parts = self._learner_names(name)
-            if any(part not in expected for part in parts):
-                unproved.append(name)
-                continue
-            wanted = torch.cat([expected[part] for part in parts])
-            loaded = self._packed.get(name)
-            if loaded is None:
-                loaded = row_checksums(parameter) if parameter.numel() else None
-            # vLLM pads the vocabulary; the padding is never read
-            if loaded is None or len(loaded) < len(wanted) or not torch.equal(loaded[: len(wanted)], wanted):
-                differing.append(name)
-        if unproved:
-            return f"{len(unproved)} tensors of vLLM's have no counterpart in the learner, e.g. {unproved[0]}"
-        if differing:
-            return f"{len(differing)} tensors differ from the learner's, e.g. {', '.join(differing[:3])}"
-        return None
-
-    def _learner_names(self, name: str) -> list[str]:
-        """`...qkv_proj.weight` -> the three projections that vLLM stacks in it."""
-        *parents, layer, leaf = name.split(".")
-        return [".".join((*parents, part, leaf)) for part in self._parts.get(layer, [layer])]
 
 
 def refuse_disagreement(difference: float, tolerance: float) -> None:

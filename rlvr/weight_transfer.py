@@ -28,6 +28,9 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from rlvr import distributed
+from rlvr.channel import own_address
+from rlvr.config import Placement
 from rlvr.errors import WeightSyncError
 
 BUCKET_BYTES = 2**24
@@ -76,6 +79,30 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     """The sender, and every worker of every engine."""
     timeout_seconds: float
     bucket_bytes: int = BUCKET_BYTES
+
+
+def backend() -> str:
+    """Which of vLLM's engines carries the weights here."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def trainer(placement: Placement, *, client: Any, source: Any) -> Any:
+    """vLLM's trainer-side engine on this learner rank, connected to every worker of every sampling rank."""
+    register()
+    joint: dict[str, Any] = {
+        "master_address": own_address(),
+        "world_size": 1 + (placement.sampler_ranks or 0),
+        "rank": distributed.rank(),
+    }
+    info: TrainerInitInfo
+    if backend() == "nccl":
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        from vllm.utils.network_utils import get_open_port
+
+        info = NCCLTrainerInitInfo(master_port=get_open_port(), **joint)
+    else:
+        info = GlooTrainerInitInfo(timeout_seconds=placement.timeout_seconds, **joint)
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
 
 
 def register() -> None:

@@ -302,3 +302,32 @@ def test_options_of_an_evaluation_that_never_happens_are_refused() -> None:
         "evaluation.samples_per_prompt=8 does nothing with evaluation.enabled=false: remove one",
     ]
     assert config(data={"eval": "held.jsonl"}, training={"evaluate_every": 5}).training.evaluate_every == 5
+
+
+APART = {"mode": "disaggregated", "learner_ranks": 1, "sampler_ranks": 2}
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"placement": {"sampler_ranks": 2}}, "does nothing with placement.mode='colocated'"),
+        (
+            {"placement": {"mode": "disaggregated", "learner_ranks": 1}},
+            "needs placement.learner_ranks and",
+        ),
+        ({"placement": APART, "sampler": {"sleep": False}}, "sampler.sleep=false does nothing"),
+        ({"placement": APART, "asynchronous": {"max_staleness": 0, "recompute_kv_cache": True}}, "no sample is unfin"),
+        ({"placement": APART, "asynchronous": {"max_staleness": 1}}, "learns from samples of older weights"),
+        ({"asynchronous": {"max_staleness": 0}}, "asynchronous needs placement.mode='disaggregated'"),
+    ],
+)
+def test_placements_that_cannot_be_and_options_without_effect_are_refused(
+    sections: dict[str, Any], problem: str
+) -> None:
+    (found,) = problems(**sections)
+    assert problem in found
+
+
+def test_sampling_ahead_with_an_importance_weight_is_a_valid_recipe() -> None:
+    made = config(placement=APART, asynchronous={"max_staleness": 2}, algorithm={"importance_cap": 2.0})
+    assert Config.model_validate_json(made.model_dump_json()) == made

@@ -57,6 +57,7 @@ def test_a_step_that_trains_on_what_it_drew_balances() -> None:
         "rows_over_length": 2,
         "prompts_usable": 8,
         "prompts_drawn": 3,
+        "prompts_abandoned": 0,
         "groups_with_signal": 0,
         "groups_all_equal": 2,
         "groups_under_two_known": 1,
@@ -65,10 +66,12 @@ def test_a_step_that_trains_on_what_it_drew_balances() -> None:
         "samples_trained": 5,
         "samples_indeterminate": 1,
         "samples_without_signal": 0,
+        "samples_abandoned": 0,
         "tokens_drawn": 21,
         "tokens_trained": 16,
         "tokens_indeterminate": 5,
         "tokens_without_signal": 0,
+        "tokens_abandoned": 0,
     }
 
 

@@ -14,12 +14,13 @@ environment.prepare(enforce_eager=True)
 
 from rlvr import distributed  # noqa: E402
 from rlvr.chat import load_tokenizer  # noqa: E402
+from rlvr.checksums import row_checksums  # noqa: E402
 from rlvr.colocated import Request, Sampled, Sampler  # noqa: E402
 from rlvr.config import Config  # noqa: E402
 from rlvr.errors import LogProbContractError, WeightSyncError  # noqa: E402
 from rlvr.learner import Learner  # noqa: E402
 from rlvr.packing import pack  # noqa: E402
-from rlvr.weight_sync import WeightSync, make_canaries, refuse_disagreement, row_checksums  # noqa: E402
+from rlvr.weight_sync import WeightSync, make_canaries, refuse_disagreement  # noqa: E402
 from sft_dpo import quickstart_task  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     made = Stack(tmp_path_factory.mktemp("stack"))
     yield made
     made.sampler.close()
-    distributed.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -142,11 +142,15 @@ class VerifierPool:
             self._supervisor.send_unless_in_burst()
         self._submitted += 1
 
-    def poll(self) -> list[tuple[Hashable, Verdict]]:
-        """The verdicts that arrived since the last call, without waiting. Raises PoolError when workers cannot run."""
+    def poll(self, wait_seconds: float = 0.0) -> list[tuple[Hashable, Verdict]]:
+        """The verdicts that arrived since the last call. Raises PoolError when workers cannot run.
+
+        Args:
+            wait_seconds: where none has arrived, how long to wait for one.
+        """
         self._refuse_closed()
         if self._pending:
-            self._exchange(wait_seconds=0.0)
+            self._exchange(wait_seconds=0.0 if self._finished else wait_seconds)
         finished, self._finished = self._finished, []
         return finished
 

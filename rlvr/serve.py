@@ -1,0 +1,209 @@
+"""What a sampling rank does: hold a vLLM engine, and do what the learner ranks ask, until they are done.
+
+Between two steps of the engine it looks for orders, so that new requests and new weights are taken while others are
+being sampled.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import torch
+
+from rlvr import channel, distributed
+from rlvr.channel import Alive, Answer, Close, Compare, Failed, Finished, Line, Order, Ready, Report, Transfer
+from rlvr.chat import load_tokenizer, stop_token_ids
+from rlvr.colocated import Sampler
+from rlvr.config import Config
+from rlvr.errors import SamplerError, WeightSyncError
+
+ALIVE_SECONDS = 1.0
+
+
+class Replica(Sampler):
+    """A vLLM engine whose weights come by vLLM's weight-transfer API, also while it samples."""
+
+    def __init__(self, config: Config, *, stop_token_ids: list[int], max_model_len: int) -> None:
+        from rlvr import weight_transfer
+
+        weight_transfer.register()
+        super().__init__(
+            config,
+            stop_token_ids=stop_token_ids,
+            max_model_len=max_model_len,
+            weight_transfer_config={"backend": weight_transfer.backend()},
+            async_scheduling=False,  # a step's tokens are known after it: each is stamped with its weights
+        )
+        self._recompute = config.asynchronous is not None and config.asynchronous.recompute_kv_cache
+        self._coming: int | None = None
+        """Version of the weights that are on their way."""
+
+    def transfer(self, order: Transfer) -> None:
+        """One call of vLLM's API. Raises WeightSyncError for one that is out of turn."""
+        if order.call == "init":
+            self._coming = None
+            self._llm.init_weight_transfer_engine({"init_info": order.info})
+            return
+        expected = self.policy_version + 1 if order.call == "start" else self._coming
+        if order.version != expected or (order.call == "start" and self._coming is not None):
+            raise WeightSyncError(
+                f"{order.call} of weights {order.version} came out of turn: this sampler holds weights "
+                f"{self.policy_version} and waits for {'none' if self._coming is None else self._coming}"
+            )
+        if order.call == "start":
+            self._coming = order.version
+            self._checksums.clear()
+            self._llm.start_weight_update()
+        elif order.call == "update":
+            self._llm.update_weights({"update_info": order.info})
+        else:
+            self._llm.finish_weight_update()
+            self._coming = None
+            self.weights_changed()
+
+    def weights_changed(self) -> None:
+        super().weights_changed()
+        if self._recompute and not self._llm.llm_engine.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("vLLM did not give up the keys and values of its running requests")
+
+    def is_loading(self) -> bool:
+        """Whether an update has begun and not ended: nothing may be sampled then."""
+        return self._coming is not None
+
+
+class Server:
+    """The connections to the learner ranks, and the engine that works for them."""
+
+    def __init__(self, config: Config, place: distributed.Place) -> None:
+        self._placement = config.placement
+        self._lines: dict[int, Line] = {}
+        """By learner rank."""
+        self._open: set[int] = set(range(config.placement.learner_ranks or 0))
+        self._spoke = time.monotonic()
+        listener = channel.listen(place.store, place.replica, backlog=len(self._open))
+        self._accepting = threading.Thread(target=self._accept, args=(listener,), daemon=True)
+        self._accepting.start()
+        tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
+        self.sampler = Replica(
+            config,
+            stop_token_ids=stop_token_ids(config.model.path, tokenizer),
+            max_model_len=config.data.max_prompt_tokens + config.rollout.max_tokens,
+        )
+
+    def _accept(self, listener: multiprocessing.connection.Listener) -> None:
+        for _ in range(len(self._open)):
+            line = Line(listener.accept(), self._placement.idle_timeout_seconds)
+            self._lines[int.from_bytes(line.receive())] = line
+        listener.close()
+
+    def run(self) -> None:
+        """Serve until every learner rank has said that it is done."""
+        self._accepting.join(self._placement.start_timeout_seconds)
+        missing = sorted(self._open - set(self._lines))
+        if missing:
+            raise SamplerError(
+                f"learner ranks {missing} did not connect within placement.start_timeout_seconds="
+                f"{self._placement.start_timeout_seconds:g}"
+            )
+        for learner in sorted(self._open):
+            self._tell(learner, Ready(host=socket.gethostname(), pid=os.getpid()))
+        while self._open:
+            steps = self.sampler.is_busy() and not self.sampler.is_loading()
+            for learner, raw in self._orders(wait=not steps):
+                self._obey(learner, channel.decode_order(raw))
+            if self.sampler.is_busy() and not self.sampler.is_loading():
+                for key, sampled in self.sampler.step():
+                    learner, ticket, index = map(int, key.split("-"))
+                    self._tell(learner, Finished(ticket=ticket, index=index, sampled=sampled))
+                if time.monotonic() - self._spoke > ALIVE_SECONDS:
+                    self._tell_all(Alive())
+
+    def _orders(self, *, wait: bool) -> list[tuple[int, bytes]]:
+        """Orders that have come; at least one if `wait`. Raises SamplerError when none comes in time."""
+        seconds = self._placement.idle_timeout_seconds
+        if self.sampler.is_loading():
+            seconds = self._placement.timeout_seconds
+        by_line = {self._lines[learner].fileno(): learner for learner in self._open}
+        ready = multiprocessing.connection.wait(list(by_line), seconds if wait else 0.0)
+        if wait and not ready:
+            what = "in the middle of a weight update" if self.sampler.is_loading() else "without work"
+            raise SamplerError(f"learner ranks {sorted(self._open)} were silent for {seconds:g} s, {what}")
+        orders = []
+        for number in ready:
+            learner = by_line[number]  # type: ignore[index]
+            try:
+                orders.append((learner, self._lines[learner].receive()))
+            except EOFError as error:
+                raise SamplerError(f"learner rank {learner} is gone: its connection closed") from error
+        return orders
+
+    def _obey(self, learner: int, order: Order) -> None:
+        match order:
+            case channel.Sample():
+                for index, request in zip(order.indices, order.requests, strict=True):
+                    self.sampler.add(f"{learner}-{order.ticket}-{index}", request)
+            case channel.SequenceLogprobs():
+                logprobs = self.sampler.sequence_logprobs(order.sequences)[0]
+                self._tell(learner, Answer(ticket=order.ticket, logprobs=logprobs))
+            case Compare():
+                expected = {
+                    name: torch.frombuffer(bytearray(raw), dtype=torch.int64) for name, raw in order.checksums.items()
+                }
+                self._tell(learner, Answer(ticket=order.ticket, problem=self.sampler.compare(expected)))
+            case Transfer():
+                problem = None
+                try:
+                    self.sampler.transfer(order)
+                except WeightSyncError as error:  # nothing is sampled until an update is whole
+                    problem = str(error)
+                self._tell(learner, Answer(ticket=order.ticket, problem=problem))
+            case Close():
+                self._open.remove(learner)
+
+    def _tell(self, learner: int, report: Report) -> None:
+        try:
+            self._lines[learner].send(report)
+        except SamplerError as error:
+            raise SamplerError(f"learner rank {learner} {error}") from error
+        self._spoke = time.monotonic()
+
+    def _tell_all(self, report: Report) -> None:
+        for learner in sorted(self._open):
+            self._tell(learner, report)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the learners why this rank ends, as far as they can be told."""
+        for learner in sorted(self._open & set(self._lines)):
+            try:
+                self._lines[learner].send(Failed(error=f"{type(error).__name__}: {error}"))
+            except SamplerError:
+                continue  # that one is gone too
+
+
+def serve(config: Config, place: distributed.Place) -> None:
+    """Be a sampling rank until the learners are done. Raises SamplerError when one of them is gone."""
+    server: Server | None = None
+
+    def stop(number: int, frame: Any) -> None:
+        # the learners finish their step first and then say Close; who has none left to wait for leaves at once
+        if server is None or not server._lines:
+            sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    server = Server(config, place)
+    try:
+        server.run()
+    except Exception as error:
+        server.fail(error)
+        raise
+    finally:
+        server.sampler.close()
+        distributed.stop()
