@@ -1,25 +1,21 @@
-"""Rows with the columns `messages, ground_truth, dataset` become prompts; every row is accounted for."""
+"""What a row must hold, for each stage: `messages, ground_truth, dataset`, or a conversation, or a pair."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-
 from rlvr.config import Data, RowOptions, Source
 from rlvr.errors import DataError
-from rlvr.mixing import Joined, Lazy, ordered_batch, taken
+from rlvr.mixing import Joined, taken
 from rlvr.mixing import shuffled as shuffled
-from rlvr.records import Prompt, Task
+from rlvr.records import Task
 from rlvr.rows import LOCAL_SUFFIXES as LOCAL_SUFFIXES
 from rlvr.rows import MOST_SHOWN as MOST_SHOWN
-from rlvr.rows import BadRow, RowFault, Rows, SourceCounts, parsed, read
-from rlvr.seeds import derive
+from rlvr.rows import RowFault, Rows, parsed, read
 from verifiers import registry
 from verifiers.errors import UnknownVerifierError
 
@@ -55,72 +51,6 @@ class Pair:
     chosen: str
     """The better answer of the assistant."""
     rejected: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PromptSet:
-    """The prompts of one or more sources, in a fixed order, with the count of what was left out."""
-
-    name: str
-    prompts: Sequence[Prompt]
-    """Made when they are asked for: a set may be larger than memory."""
-    rows: int
-    over_length: int
-    """Rows dropped because the prompt has more than `data.max_prompt_tokens` tokens."""
-    longest_dropped_tokens: int
-    verifiers: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How many tasks of the prompts each verifier has."""
-    sources: tuple[SourceCounts, ...] = ()
-    bad: tuple[BadRow, ...] = ()
-    """Every bad row that was left out, and every duplicate that was kept."""
-    contamination: tuple[Any, ...] = ()
-    """What decontamination found, a `PairReport` for each training and evaluation set."""
-
-    def batch(self, step: int, size: int, seed: int) -> list[Prompt]:
-        """The prompts of a step: the endless sequence of epochs, each in an order of its own, cut in pieces of `size`.
-
-        A function of its arguments alone, so a resumed run continues the same sequence. No prompt is left out at an
-        epoch's end.
-        """
-        return ordered_batch(self.prompts, step, size, seed)
-
-    def record(self) -> dict[str, Any]:
-        """For JSON: the counts of each source and filter, every bad row, every overlap with an evaluation set."""
-        return {
-            "name": self.name,
-            "rows": self.rows,
-            "prompts": len(self.prompts),
-            "sources": [dataclasses.asdict(counts) for counts in self.sources],
-            "bad": [dataclasses.asdict(row) for row in self.bad],
-            "contamination": [report.record() for report in self.contamination],
-        }
-
-    def spare(self, step: int, size: int, seed: int) -> Sequence[Prompt]:
-        """Every prompt that is not in the step's batch, in an order of its own: what a step is refilled from.
-
-        A function of its arguments alone, so a resumed run is refilled alike. Prompts drawn here come up again in
-        their own turn.
-        """
-        count = len(self.prompts)
-        drawn = set(ordered_batch(range(count), step, size, seed))
-        order = [place for place in shuffled(count, derive(seed, "spare", step)) if place not in drawn]
-        return Lazy(len(order), lambda place: self.prompts[order[place]])
-
-    def summary(self) -> str:
-        """What was read and what was dropped, and where more than one filter acted, the counts of each source.
-
-        Ends with the longest dropped prompt, so that the limit can be set.
-        """
-        kept = ", ".join(f"{name} {count}" for name, count in sorted(self.verifiers.items()))
-        line = f"{self.name}: {self.rows} rows, {len(self.prompts)} prompts ({kept})"
-        if self.over_length:
-            line += f"; dropped {self.over_length} over the length limit (longest {self.longest_dropped_tokens} tokens)"
-        filtered = [counts for counts in self.sources if counts.line() != f"{counts.path}: {counts.rows} rows"]
-        shown = self.sources if len(self.sources) > 1 else filtered
-        listed = [str(row) for row in self.bad if row.kind != "duplicate prompt"]
-        more = [f"and {len(listed) - MOST_SHOWN} more, in data.json"] if len(listed) > MOST_SHOWN else []
-        found = [report.lines(0)[0] for report in self.contamination if report.overlaps]
-        return "\n  ".join([line, *(counts.line() for counts in shown), *listed[:MOST_SHOWN], *more, *found])
 
 
 def read_rows(
@@ -225,7 +155,7 @@ def read_mixture(options: RowOptions, read_one: Callable[..., Rows[T]], turns: C
         read_one: `read_rows`, `read_conversations` or `read_pairs`.
         turns: the conversation of a row whose user turns are compared with the evaluation sets.
 
-    Returns the rows; `counts_of` it tells what became of each source. Raises DataError.
+    Returns the rows; `rlvr.data_report.report_of` them tells what became of each source. Raises DataError.
     """
     parts = [
         read_one(source, max_bad_share=options.max_bad_share, duplicates=options.duplicates) for source in options.train
@@ -245,17 +175,6 @@ def mixed(source: Source, rows: Rows[T]) -> Rows[T]:
     if not chosen.size:
         raise DataError(f"weight={source.weight} of the {len(rows)} usable rows of {source.path} is no row: raise it")
     return rows.select(chosen, taken=chosen.size)
-
-
-def counts_of(rows: Sequence[Any]) -> tuple[SourceCounts, ...]:
-    """What became of the rows of each source."""
-    return tuple(part.counts for part in parts_of(rows))
-
-
-def parts_of(rows: Sequence[Any]) -> list[Rows[Any]]:
-    """The rows of each source of a mixture."""
-    parts = rows.parts if isinstance(rows, Joined) else [rows]
-    return [part for part in parts if isinstance(part, Rows)]
 
 
 def read_training(data: Data, plugins: Sequence[str]) -> Joined[Row]:
@@ -341,56 +260,3 @@ def _turns(value: Any, column: str = "messages") -> Turns:
             text = f"a {turn['role']} turn holds text that is not Unicode ({error})"
             raise RowFault("not UTF-8", text) from None
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in value)
-
-
-def make_prompts(name: str, rows: Sequence[Row], tokenizer: Any, max_prompt_tokens: int) -> PromptSet:
-    """Tokenize once to drop (and count) prompts over the limit; a prompt's tokens are made again when it is drawn.
-
-    Raises DataError when none is left.
-    """
-    from rlvr.chat import encode_prompts
-
-    kept: list[int] = []
-    dropped: dict[int, int] = {}
-    verifiers: collections.Counter[str] = collections.Counter()
-    numbered = enumerate(rows)
-    while piece := list(itertools.islice(numbered, TOKENIZED_AT_ONCE)):
-        encoded = encode_prompts(tokenizer, [row.messages for _, row in piece])
-        for (prompt_id, row), token_ids in zip(piece, encoded, strict=True):
-            if len(token_ids) > max_prompt_tokens:
-                dropped[prompt_id] = len(token_ids)
-                continue
-            kept.append(prompt_id)
-            verifiers.update(task.verifier for task in row.tasks)
-    if not kept:
-        raise DataError(
-            f"{name}: all {len(rows)} prompts are longer than data.max_prompt_tokens={max_prompt_tokens} "
-            f"(shortest {min(dropped.values())}, longest {max(dropped.values())}): raise the limit"
-        )
-    places = np.array(kept, dtype=np.int64)
-
-    def make(index: int) -> Prompt:
-        prompt_id = int(places[index])
-        row = rows[prompt_id]
-        (token_ids,) = encode_prompts(tokenizer, [row.messages])
-        text = row.messages[-1]["content"]
-        return Prompt(prompt_id=prompt_id, token_ids=token_ids, text=text, tasks=row.tasks, columns=row.columns)
-
-    return PromptSet(
-        name=name, prompts=Lazy(len(places), make), rows=len(rows), over_length=len(dropped),
-        longest_dropped_tokens=max(dropped.values(), default=0), verifiers=dict(verifiers),
-        sources=_with_over_length(rows, dropped),
-        bad=tuple(row for part in parts_of(rows) for row in part.bad),
-        contamination=tuple(report for part in parts_of(rows) for report in part.contamination),
-    )  # fmt: skip
-
-
-def _with_over_length(rows: Sequence[Row], dropped: Mapping[int, int]) -> tuple[SourceCounts, ...]:
-    counts = counts_of(rows)
-    by_part = collections.Counter(rows.part_of(n) if isinstance(rows, Joined) else 0 for n in dropped)
-    return tuple(dataclasses.replace(one, over_length=by_part[part]) for part, one in enumerate(counts))
-
-
-def verifier_names(row_sets: Sequence[Sequence[Row]]) -> list[str]:
-    """Every verifier that some row names."""
-    return sorted({name for rows in row_sets for counts in counts_of(rows) for name in counts.verifiers})

@@ -9,9 +9,9 @@ from typing import Any
 
 from rlvr import distributed
 from rlvr.config import Config
-from rlvr.data import PromptSet
 from rlvr.disaggregated import AnySampler
 from rlvr.judges import evaluation_names
+from rlvr.prompts import PromptSet
 from rlvr.records import Prompt, Scored
 from rlvr.reward import Scorer
 from rlvr.rollout import roll_out, share_of_rank

@@ -7,9 +7,9 @@ import json
 import pathlib
 
 from rlvr import distributed
-from rlvr.data import PromptSet
 from rlvr.errors import PolicyError
 from rlvr.groups import Draw, Signal, signals
+from rlvr.prompts import PromptSet
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -43,7 +43,8 @@ class Ledger:
 
     @classmethod
     def open(cls, prompts: PromptSet) -> Ledger:
-        return cls(rows_read=prompts.rows, rows_over_length=prompts.over_length, prompts_usable=len(prompts.prompts))
+        report = prompts.report
+        return cls(rows_read=report.rows, rows_over_length=report.over_length, prompts_usable=len(prompts.prompts))
 
     def add(self, draw: Draw, samples_per_prompt: int, tokens_trained: float) -> None:
         """Enter one step. Collective.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rlvr import checkpoint, distributed
+from rlvr import checkpoint, data_report, distributed
 from rlvr.chat import load_tokenizer, stop_token_ids
 from rlvr.colocated import Sampler
 from rlvr.config import Config
-from rlvr.data import PromptSet, make_prompts, read_held_out, read_training, verifier_names
+from rlvr.data import read_held_out, read_training
 from rlvr.disaggregated import AnySampler, RemoteSampler
 from rlvr.errors import ConfigError
 from rlvr.evaluate import evaluate
@@ -22,6 +21,7 @@ from rlvr.learner import Learner
 from rlvr.ledger import Ledger
 from rlvr.log import MetricsLog, console_line
 from rlvr.pretrained import MIB, save_pretrained
+from rlvr.prompts import PromptSet, make_prompts, verifier_names
 from rlvr.reward import Scorer, start_pool
 from rlvr.rollout import roll_out, share_of_rank, trajectories
 from rlvr.run_directory import RunDirectory
@@ -78,9 +78,9 @@ class Parts:
         """Open the run directory, resume or begin, publish the first weights, prove that they arrived, and check the
         log-prob contract. Returns the first step."""
         first = 0
-        data = [prompts.record() for prompts in (self.train_set, *self.eval_sets)]
+        data = [prompts.report for prompts in (self.train_set, *self.eval_sets)]
         if resume:
-            run.refuse_other_data(data)
+            run.refuse_other_data([report.record() for report in data])
         if resume and checkpoint.complete(run.checkpoints):
             state = checkpoint.resume(run.checkpoints, self.learner)
             first = int(state["step"])
@@ -89,7 +89,7 @@ class Parts:
         difference = self._contract_difference()
         if distributed.rank() == 0:  # a run that cannot begin leaves no run directory behind
             run.create(self.config, recipe_text)
-            run.data.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            data_report.write(run.data, data)
             self._log = MetricsLog(run, tensorboard=self.config.log.tensorboard, resume_at=first if resume else None)
         distributed.barrier()
         self.say(

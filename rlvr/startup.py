@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from rlvr import judges
 from rlvr.chat import TEMPLATES
 from rlvr.config import Config, Source
-from rlvr.data import LOCAL_SUFFIXES, Row, parts_of, read_source, read_training, verifier_key, verifier_names
+from rlvr.data import LOCAL_SUFFIXES, Row, read_source, read_training, verifier_key
+from rlvr.data_report import parts_of
 from rlvr.errors import ConfigError, DataError
+from rlvr.prompts import verifier_names
 from rlvr.recipe import nearest_file
 from verifiers import registry
 from verifiers.base import Use, Verifier

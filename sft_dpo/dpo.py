@@ -172,7 +172,7 @@ class PreferenceTuning(Objective):
 
 def work(config: Dpo, tokenizer: Any) -> Work:
     """Read pairs and the policy."""
-    train, held_out = load_pair_sets(config.data, tokenizer)
+    train, held_out = load_pair_sets(config.data, config.stage, tokenizer)
     model = load_policy(
         config.model.path,
         dtype=config.model.dtype,
@@ -187,9 +187,6 @@ def work(config: Dpo, tokenizer: Any) -> Work:
         model=model,
         train=objective(train),
         held_out={name: objective(pairs) for name, pairs in held_out.items()},
-        report=[
-            line
-            for name, pairs in [("dpo", train), *held_out.items()]
-            for line in pairs.summary(name, config.data.max_tokens)
-        ],
+        data=[pairs.report for pairs in (train, *held_out.values())],
+        unit="pairs",
     )

@@ -13,7 +13,8 @@ import torch
 
 from rlvr import distributed
 from rlvr.chat import encode_conversations
-from rlvr.data import TOKENIZED_AT_ONCE, Pair, Turns, counts_of, mixed, read_mixture, read_pairs
+from rlvr.data import TOKENIZED_AT_ONCE, Pair, Turns, mixed, read_mixture, read_pairs
+from rlvr.data_report import DataReport, report_of
 from rlvr.errors import DataError
 from rlvr.mixing import Lazy
 from rlvr.packing import pack_sequences
@@ -32,17 +33,11 @@ class Pairs:
     """Chosen and rejected."""
     answer_tokens: npt.NDArray[np.int64]
     """[2 x pairs]: length of each answer, EOS included."""
-    over_length: int
-    """Pairs dropped because one of the two has more than `data.max_tokens` tokens."""
-    sources: Sequence[str]
-    """What became of the rows of each source."""
+    report: DataReport
+    """What was left out: rows, and pairs of which one answer has more than `data.max_tokens` tokens."""
 
     def __len__(self) -> int:
         return len(self.pairs)
-
-    def summary(self, name: str, max_tokens: int) -> list[str]:
-        """What was read and what was dropped."""
-        return [*self.sources, f"{name}: {len(self)} pairs, {self.over_length} dropped over {max_tokens} tokens"]
 
     def pack(self, select: Sequence[int], *, max_tokens: int, together: int, read_end: bool = False) -> list[PackedRow]:
         """These pairs in rows, whose `sequences` are numbers of answers.
@@ -78,33 +73,39 @@ def chosen_of(answers: Sequence[int]) -> list[int]:
     return [answer for answer in answers if answer % 2 == 0]
 
 
-def load_pair_sets(data: PairData, tokenizer: Any) -> tuple[Pairs, dict[str, Pairs]]:
-    """The training set, and the held-out sets by file name. Raises DataError listing rows that cannot be used."""
+def load_pair_sets(data: PairData, stage: str, tokenizer: Any) -> tuple[Pairs, dict[str, Pairs]]:
+    """The training set, reported under the stage's name, and the held-out sets by file name.
+
+    Raises DataError listing rows that cannot be used.
+    """
     rows = read_mixture(data, read_pairs, lambda pair: pair.prompt)
     held_out = {}
     for source in data.eval:
         own = read_pairs(source, max_bad_share=data.max_bad_share, duplicates=data.duplicates)
-        held_out[pathlib.Path(source.path).stem] = tokenized(mixed(source, own), tokenizer, data.max_tokens)
-    return tokenized(rows, tokenizer, data.max_tokens), held_out
+        name = pathlib.Path(source.path).stem
+        held_out[name] = tokenized(name, mixed(source, own), tokenizer, data.max_tokens)
+    return tokenized(stage, rows, tokenizer, data.max_tokens), held_out
 
 
-def tokenized(rows: Sequence[Pair], tokenizer: Any, max_tokens: int) -> Pairs:
+def tokenized(name: str, rows: Sequence[Pair], tokenizer: Any, max_tokens: int) -> Pairs:
     """Tokenize once, to drop (and count) what is too long. Raises DataError when none is left."""
     kept: list[int] = []
     lengths: list[int] = []
+    dropped: list[int] = []
     for start in range(0, len(rows), TOKENIZED_AT_ONCE):
         encoded = _encode(tokenizer, rows[start : start + TOKENIZED_AT_ONCE])
         for number, pair in enumerate(encoded, start=start):
-            if all(len(tokens) <= max_tokens for tokens, _ in pair):
-                kept.append(number)
-                lengths += [len(positions) for _, positions in pair]
+            if any(len(tokens) > max_tokens for tokens, _ in pair):
+                dropped.append(number)
+                continue
+            kept.append(number)
+            lengths += [len(positions) for _, positions in pair]
     if not kept:
         raise DataError(f"all {len(rows)} pairs have more than data.max_tokens={max_tokens} tokens: raise the limit")
     return Pairs(
         pairs=Lazy(len(kept), lambda index: _encode(tokenizer, [rows[kept[index]]])[0]),
         answer_tokens=np.array(lengths, dtype=np.int64),
-        over_length=len(rows) - len(kept),
-        sources=[counts.line() for counts in counts_of(rows)],
+        report=report_of(name, rows, len(kept), dropped),
     )
 
 

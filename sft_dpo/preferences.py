@@ -14,15 +14,17 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlvr import distributed
+from rlvr import data_report, distributed
 from rlvr.chat import encode_prompts, load_tokenizer, stop_token_ids
 from rlvr.colocated import Sampler
 from rlvr.config import Data, Model, Source
-from rlvr.data import PromptSet, Row, make_prompts, mixed, read_conversations, read_held_out, read_training
-from rlvr.data import verifier_names as names_of
+from rlvr.data import Row, mixed, read_conversations, read_held_out, read_training
+from rlvr.data_report import DataReport
 from rlvr.errors import DataError
 from rlvr.evaluate import evaluate, is_correct
 from rlvr.log import MetricsLog
+from rlvr.prompts import PromptSet, make_prompts
+from rlvr.prompts import verifier_names as names_of
 from rlvr.records import Completion, Prompt, Scored, Stop
 from rlvr.reward import Scorer, reward_metrics, start_pool
 from rlvr.rollout import roll_out, share_of_rank
@@ -62,6 +64,7 @@ def run(config: Preferences, *, recipe_text: str) -> None:
         log = MetricsLog(folder, tensorboard=False, resume_at=None)
         log.write(0, metrics)
         log.close()
+        data_report.write(folder.data, collected.reports)
         collected.write(folder.path, rows)
     distributed.barrier()
     distributed.stop()
@@ -76,6 +79,8 @@ class Collected:
         """By prompt id: the row's place in the training set."""
         self.samples: list[dict[str, Any]] = []
         """The policy's own, as `sft_dpo value` reads them."""
+        self.reports: list[DataReport] = []
+        """Of the prompts as the policy's tokenizer has them."""
         self._tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
 
     def sample(self, model: Model, rows: Sequence[Row], held_out: Mapping[str, Sequence[Row]]) -> dict[str, float]:
@@ -106,8 +111,12 @@ class Collected:
             scored = _unjudged(completions) if self.config.judge else scorer.collect()
             self._keep(scored, model.path, is_policy=model is self.config.model)
         metrics: dict[str, float] = {}
-        for name, own in held_out.items():
-            metrics |= evaluate(config, sampler, tokenizer, self.pool, make_prompts(name, own, tokenizer, limit))
+        evaluated = [make_prompts(name, own, tokenizer, limit) for name, own in held_out.items()]
+        if model is self.config.model:
+            self.reports = [one.report for one in (prompts, *evaluated)]
+        for own in evaluated:
+            metrics |= evaluate(config, sampler, tokenizer, self.pool, own)
+            name = own.name
             say(f"eval/{name}: pass@1 {metrics[f'eval/{name}/pass_at_1']:.1%}")
         sampler.close()
         return metrics

@@ -69,7 +69,7 @@ def bradley_terry_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Te
 
 def work(config: Reward, tokenizer: Any) -> Work:
     """Read pairs, and the policy's transformer under a new head."""
-    train, held_out = load_pair_sets(config.data, tokenizer)
+    train, held_out = load_pair_sets(config.data, config.stage, tokenizer)
     model = load_critic(
         "policy",
         config.model.path,
@@ -91,9 +91,6 @@ def work(config: Reward, tokenizer: Any) -> Work:
         model=model,
         train=objective(train),
         held_out={name: objective(pairs) for name, pairs in held_out.items()},
-        report=[
-            line
-            for name, pairs in [("reward", train), *held_out.items()]
-            for line in pairs.summary(name, config.data.max_tokens)
-        ],
+        data=[pairs.report for pairs in (train, *held_out.values())],
+        unit="pairs",
     )

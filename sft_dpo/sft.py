@@ -13,7 +13,8 @@ import torch
 
 from rlvr import distributed
 from rlvr.chat import encode_conversations
-from rlvr.data import TOKENIZED_AT_ONCE, Turns, counts_of, mixed, read_conversations, read_mixture
+from rlvr.data import TOKENIZED_AT_ONCE, Turns, mixed, read_conversations, read_mixture
+from rlvr.data_report import DataReport, report_of
 from rlvr.engine import Engine
 from rlvr.errors import DataError
 from rlvr.mixing import Lazy
@@ -35,8 +36,8 @@ class Imitation(Objective):
     """Tokenized when they are drawn: a set may be larger than memory."""
     target_counts: npt.NDArray[np.int64]
     """Imitated tokens of each conversation."""
-    over_length: int
-    """Conversations dropped because they have more than `data.max_tokens` tokens."""
+    report: DataReport
+    """What was left out: rows, and conversations of more than `data.max_tokens` tokens."""
     max_tokens_per_micro_batch: int
 
     def __len__(self) -> int:
@@ -64,36 +65,36 @@ class Imitation(Objective):
 def work(config: Sft, tokenizer: Any) -> Work:
     """Read conversations and the policy."""
     rows = read_mixture(config.data, read_conversations, lambda turns: turns)
-    train = imitation(config, rows, tokenizer)
+    train = imitation(config, "sft", rows, tokenizer)
     held_out = {}
     for source in config.data.eval:
         own = read_conversations(source, max_bad_share=config.data.max_bad_share, duplicates=config.data.duplicates)
-        held_out[pathlib.Path(source.path).stem] = imitation(config, mixed(source, own), tokenizer)
+        name = pathlib.Path(source.path).stem
+        held_out[name] = imitation(config, name, mixed(source, own), tokenizer)
     model = load_policy(
         config.model.path,
         dtype=config.model.dtype,
         gradient_checkpointing=config.model.gradient_checkpointing,
         logits_chunk_tokens=config.learner.logits_chunk_tokens,
     )
-    report = [counts.line() for counts in counts_of(rows)]
-    report += [
-        f"{name}: {len(one)} conversations, {one.over_length} dropped over {config.data.max_tokens} tokens"
-        for name, one in [("sft", train), *held_out.items()]
-    ]
-    return Work(model=model, train=train, held_out=held_out, report=report)
+    data = [one.report for one in (train, *held_out.values())]
+    return Work(model=model, train=train, held_out=held_out, data=data, unit="conversations")
 
 
-def imitation(config: Sft, rows: Sequence[Turns], tokenizer: Any) -> Imitation:
+def imitation(config: Sft, name: str, rows: Sequence[Turns], tokenizer: Any) -> Imitation:
     """Tokenize once, to drop (and count) what is too long. Raises DataError when none is left."""
     kept: list[int] = []
     targets: list[int] = []
+    dropped: list[int] = []
     for start in range(0, len(rows), TOKENIZED_AT_ONCE):
         piece = rows[start : start + TOKENIZED_AT_ONCE]
         encoded = encode_conversations(tokenizer, piece, turns=config.data.turns)
         for number, (tokens, positions) in enumerate(encoded, start=start):
-            if len(tokens) <= config.data.max_tokens:
-                kept.append(number)
-                targets.append(len(positions))
+            if len(tokens) > config.data.max_tokens:
+                dropped.append(number)
+                continue
+            kept.append(number)
+            targets.append(len(positions))
     if not kept:
         raise DataError(f"no conversation has at most data.max_tokens={config.data.max_tokens} tokens: raise the limit")
 
@@ -103,6 +104,6 @@ def imitation(config: Sft, rows: Sequence[Turns], tokenizer: Any) -> Imitation:
     return Imitation(
         conversations=Lazy(len(kept), make),
         target_counts=np.array(targets, dtype=np.int64),
-        over_length=len(rows) - len(kept),
+        report=report_of(name, rows, len(kept), dropped),
         max_tokens_per_micro_batch=config.learner.max_tokens_per_micro_batch,
     )

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rlvr import checkpoint, distributed
+from rlvr import checkpoint, data_report, distributed
 from rlvr.chat import load_tokenizer
-from rlvr.data import shuffled
+from rlvr.data_report import DataReport
 from rlvr.engine import Engine
 from rlvr.engines import make_engine
 from rlvr.errors import NonFiniteError
 from rlvr.log import MetricsLog
+from rlvr.mixing import shuffled
 from rlvr.packing import same_number_on_every_rank
 from rlvr.pretrained import MIB, save_pretrained
 from rlvr.records import PackedRow
@@ -84,8 +85,10 @@ class Work:
     model: torch.nn.Module
     train: Objective
     held_out: Mapping[str, Objective]
-    report: Sequence[str]
-    """Lines on what was read and what was dropped."""
+    data: Sequence[DataReport]
+    """What was read and what was left out: of the training set, then of each held-out set."""
+    unit: str
+    """What an example is, for people."""
 
 
 class Fit:
@@ -115,8 +118,10 @@ class Fit:
 
     def start(self, recipe_text: str, *, resume: bool) -> int:
         """Read the start weights where the loss needs them, resume or begin. Returns the first step. Collective."""
-        for line in self.work.report:
-            say(line)
+        for report in self.work.data:
+            say(report.summary(self.work.unit, self.config.data.max_tokens))
+        if resume:
+            self.run.refuse_other_data([report.record() for report in self.work.data])
         for objective in (self.work.train, *self.work.held_out.values()):
             objective.before_first_update(self.engine)
         first = 0
@@ -124,6 +129,7 @@ class Fit:
             first = int(checkpoint.resume(self.run.checkpoints, self.engine)["step"])
         if distributed.rank() == 0:
             self.run.create(self.config, recipe_text)
+            data_report.write(self.run.data, self.work.data)
         distributed.barrier()
         if resume:
             say(f"resuming after step {first}" if first else "no checkpoint was written: starting at the first step")

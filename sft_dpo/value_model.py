@@ -19,6 +19,7 @@ import torch
 from rlvr import distributed
 from rlvr.config import Source
 from rlvr.data import mixed, read_mixture
+from rlvr.data_report import DataReport, report_of
 from rlvr.engine import Engine
 from rlvr.errors import DataError
 from rlvr.mixing import Lazy
@@ -51,8 +52,8 @@ class Regression(Objective):
     """Length of each completion."""
     rewards: npt.NDArray[np.float64]
     gamma: float
-    over_length: int
-    """Completions dropped because prompt and completion have more than `data.max_tokens` tokens."""
+    report: DataReport
+    """What was left out: rows, and completions that have with their prompt more than `data.max_tokens` tokens."""
     max_tokens_per_micro_batch: int
 
     def __len__(self) -> int:
@@ -111,11 +112,12 @@ def work(config: Value, tokenizer: Any) -> Work:
     def one(source: Source, **reading: Any) -> Rows[Judged]:
         return read(source, lambda raw, place: _judged(parsed(raw, place), vocabulary), lambda row: row.name, **reading)
 
-    train = regression(config, read_mixture(options, one, lambda row: ()))
+    train = regression(config, "value", read_mixture(options, one, lambda row: ()))
     held_out = {}
     for source in options.eval:
         own = one(source, max_bad_share=options.max_bad_share, duplicates=options.duplicates)
-        held_out[pathlib.Path(source.path).stem] = regression(config, mixed(source, own))
+        name = pathlib.Path(source.path).stem
+        held_out[name] = regression(config, name, mixed(source, own))
     model = load_critic(
         config.init,
         config.model.path,
@@ -123,21 +125,20 @@ def work(config: Value, tokenizer: Any) -> Work:
         gradient_checkpointing=config.model.gradient_checkpointing,
         generator=torch.Generator().manual_seed(config.seed),
     )
-    report = [
-        f"{name}: {len(one)} completions, {one.over_length} dropped over {options.max_tokens} tokens"
-        for name, one in [("value", train), *held_out.items()]
-    ]
-    return Work(model=model, train=train, held_out=held_out, report=report)
+    data = [one.report for one in (train, *held_out.values())]
+    return Work(model=model, train=train, held_out=held_out, data=data, unit="completions")
 
 
-def regression(config: Value, rows: Sequence[Judged]) -> Regression:
+def regression(config: Value, name: str, rows: Sequence[Judged]) -> Regression:
     """Read once, to drop (and count) what is too long. Raises DataError when none is left."""
-    kept, lengths, rewards = [], [], []
+    kept, lengths, rewards, dropped = [], [], [], []
     for number, row in enumerate(rows):
-        if len(row.prompt_ids) + len(row.completion_ids) <= config.data.max_tokens:
-            kept.append(number)
-            lengths.append(len(row.completion_ids))
-            rewards.append(row.reward)
+        if len(row.prompt_ids) + len(row.completion_ids) > config.data.max_tokens:
+            dropped.append(number)
+            continue
+        kept.append(number)
+        lengths.append(len(row.completion_ids))
+        rewards.append(row.reward)
     if not kept:
         raise DataError(f"all {len(rows)} completions have more than data.max_tokens={config.data.max_tokens} tokens")
     return Regression(
@@ -145,7 +146,7 @@ def regression(config: Value, rows: Sequence[Judged]) -> Regression:
         completion_tokens=np.array(lengths, dtype=np.int64),
         rewards=np.array(rewards, dtype=np.float64),
         gamma=config.gamma,
-        over_length=len(rows) - len(kept),
+        report=report_of(name, rows, len(kept), dropped),
         max_tokens_per_micro_batch=config.learner.max_tokens_per_micro_batch,
     )
 

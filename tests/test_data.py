@@ -12,18 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvr.config import Data, Source
-from rlvr.data import (
-    PromptSet,
-    Row,
-    make_prompts,
-    read_conversations,
-    read_pairs,
-    read_rows,
-    read_training,
-    shuffled,
-    verifier_names,
-)
+from rlvr.data import Row, read_conversations, read_pairs, read_rows, read_training
+from rlvr.data_report import DataReport
 from rlvr.errors import DataError
+from rlvr.mixing import shuffled
+from rlvr.prompts import PromptSet, make_prompts, verifier_names
 from rlvr.records import Prompt, Task
 
 USER = {"role": "user", "content": "1 + 2?"}
@@ -244,7 +237,7 @@ def test_bad_rows_up_to_the_allowed_share_are_left_out_and_kept_on_record(tmp_pa
         read_rows(source, max_bad_share=0.24)
     made = make_prompts("train", rows, Letters(), 100)
     assert made.summary().splitlines()[2].startswith(f"  {source.path}:2: not one JSON object on a line")
-    assert [row["place"] for row in made.record()["bad"]] == [f"{source.path}:2", f"{source.path}:4"]
+    assert [row["place"] for row in made.report.record()["bad"]] == [f"{source.path}:2", f"{source.path}:4"]
     fewer = read_rows(source, max_bad_share=0.5, duplicates="bad")
     assert [row.place for row in fewer] == [f"{source.path}:{line}" for line in (1, 3)]
     assert dict(fewer.counts.bad) == {"not JSON": 1, "duplicate prompt": 1}
@@ -323,7 +316,7 @@ def rows_of(*contents: str) -> list[Row]:
 def test_prompts_over_the_limit_are_dropped_counted_and_reported() -> None:
     made = make_prompts("train", rows_of("four", "seven77", "five5", "eight888"), Letters(), 5)
     assert [(prompt.prompt_id, prompt.text) for prompt in made.prompts] == [(0, "four"), (2, "five5")]
-    assert (made.rows, made.over_length, made.longest_dropped_tokens) == (4, 2, 8)
+    assert (made.report.rows, made.report.over_length, made.longest_dropped_tokens) == (4, 2, 8)
     assert made.summary() == ("train: 4 rows, 2 prompts (math 2); dropped 2 over the length limit (longest 8 tokens)")
     assert make_prompts("train", rows_of("four"), Letters(), 4).summary() == "train: 1 rows, 1 prompts (math 1)"
 
@@ -338,7 +331,7 @@ def test_a_set_of_which_nothing_is_left_is_refused() -> None:
 
 def set_of(count: int) -> PromptSet:
     prompts = tuple(Prompt(prompt_id=n, token_ids=(1,), text="", tasks=()) for n in range(count))
-    return PromptSet(name="train", prompts=prompts, rows=count, over_length=0, longest_dropped_tokens=0)
+    return PromptSet(prompts=prompts, report=DataReport(name="train", rows=count, examples=count, over_length=0))
 
 
 def ids(prompts: PromptSet, step: int, size: int, seed: int = 3) -> list[int]:

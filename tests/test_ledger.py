@@ -8,10 +8,11 @@ import pathlib
 
 import pytest
 
-from rlvr.data import PromptSet
+from rlvr.data_report import DataReport
 from rlvr.errors import PolicyError
 from rlvr.groups import Draw
 from rlvr.ledger import Ledger
+from rlvr.prompts import PromptSet
 from rlvr.records import Completion, Prompt, Scored, Stop, Task
 from verifiers.base import Verdict
 
@@ -41,9 +42,8 @@ def draw(prompts: int, scored: list[Scored]) -> Draw:
 
 def opened(*, rows: int = 10, usable: int = 8, over_length: int = 2) -> Ledger:
     prompts = tuple(prompt(number) for number in range(usable))
-    return Ledger.open(
-        PromptSet(name="train", prompts=prompts, rows=rows, over_length=over_length, longest_dropped_tokens=0)
-    )
+    report = DataReport(name="train", rows=rows, examples=usable, over_length=over_length)
+    return Ledger.open(PromptSet(prompts=prompts, report=report))
 
 
 def test_a_step_that_trains_on_what_it_drew_balances() -> None:

@@ -50,7 +50,7 @@ def made(config: Reward, tokenizer: Any) -> tuple[Engine, Any]:
 
 def pairs_of(folder: pathlib.Path, tokenizer: Any, max_tokens: int) -> Pairs:
     data = PairData.model_validate({"train": str(folder / "pairs.jsonl"), "max_tokens": max_tokens})
-    return load_pair_sets(data, tokenizer)[0]
+    return load_pair_sets(data, "reward", tokenizer)[0]
 
 
 def slow_scores(classifier: Any, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,8 +136,8 @@ def test_pairs_over_length_are_dropped_whole_and_counted(folder: pathlib.Path, t
     everything = pairs_of(folder, tokenizer, 1000)
     lengths = [max(len(tokens) for tokens, _ in pair) for pair in everything.pairs]
     pairs = pairs_of(folder, tokenizer, max(lengths) - 1)
-    assert pairs.over_length == lengths.count(max(lengths)) == 1  # of which only one answer is too long
-    assert pairs.summary("train", 9)[-1] == "train: 5 pairs, 1 dropped over 9 tokens"
+    assert pairs.report.over_length == lengths.count(max(lengths)) == 1  # of which only one answer is too long
+    assert pairs.report.summary("pairs", 9).splitlines()[0] == "reward: 5 pairs, 1 dropped over 9 tokens"
     assert list(pairs.pairs) == [
         p for p, length in zip(everything.pairs, lengths, strict=True) if length < max(lengths)
     ]

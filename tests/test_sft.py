@@ -74,7 +74,7 @@ def recipe(folder: pathlib.Path, **more: Any) -> Sft:
 
 
 def conversations(config: Sft, tokenizer: Any) -> Imitation:
-    return imitation(config, read_mixture(config.data, read_conversations, lambda turns: turns), tokenizer)
+    return imitation(config, "sft", read_mixture(config.data, read_conversations, lambda turns: turns), tokenizer)
 
 
 def engine_of(folder: pathlib.Path, stage: int = 0) -> Engine:
@@ -172,7 +172,7 @@ def test_long_conversations_are_dropped_whole_and_counted(folder: pathlib.Path, 
     longest = max(lengths)
     data_options = {"train": [str(folder / "rows.jsonl")], "max_tokens": longest - 1}
     data = conversations(recipe(folder, data=data_options), tokenizer)
-    assert data.over_length == lengths.count(longest)
+    assert data.report.over_length == lengths.count(longest)
     assert list(data.conversations) == [one for one in everything.conversations if len(one[0]) < longest]
     assert data.weight(range(len(data))) == sum(len(targets) for _, targets in data.conversations)
     with pytest.raises(DataError, match="max_tokens=1"):

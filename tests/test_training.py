@@ -99,6 +99,35 @@ def test_every_stage_can_train_adapters_and_saves_merged_weights(folder: pathlib
         torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_every_stage_says_what_it_left_out_and_goes_on_with_the_rows_it_began_with_alone(
+    folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    good = (folder / STAGES[stage][2]).read_text().splitlines(keepends=True)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join([good[0], "{cut\n", *good[1:], good[0]]))
+    data = {"train": [str(rows)], "eval": [str(folder / STAGES[stage][2])], "max_bad_share": 0.2}
+    path = tmp_path / "run"
+    training = {"epochs": 1, "examples_per_step": 4, "checkpoint_every": 1}
+    config = stage_config(folder, stage, run_dir=str(path), data=data, training=training)
+    run(config, STAGES[stage][1], recipe_text="", resume=False, leave=False)
+    printed = capsys.readouterr().out
+    total, kept = len(good) + 2, len(good) + 1
+    assert f"{stage}: {kept} " in printed
+    assert f"{rows}: {total} rows - 1 bad (1 not JSON) = {kept}; 1 repeat an earlier prompt and are kept" in printed
+    assert f"{rows}:2: not one JSON object on a line" in printed
+    train, held_out = json.loads((path / "data.json").read_text())
+    assert (train["name"], train["rows"], train["examples"], train["over_length"]) == (stage, kept, kept, 0)
+    assert [(bad["place"], bad["kind"]) for bad in train["bad"]] == [
+        (f"{rows}:2", "not JSON"),
+        (f"{rows}:{total}", "duplicate prompt"),
+    ]
+    assert (held_out["name"], held_out["bad"]) == (pathlib.Path(STAGES[stage][2]).stem, [])
+    rows.write_text(rows.read_text().replace("{cut", "{torn"))  # a bad row is another row too
+    with pytest.raises(RunDirectoryError, match=rf"the rows of {rows} are not those it began with"):
+        run(config, STAGES[stage][1], recipe_text="", resume=True, leave=False)
+
+
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_learns_in_every_zero_stage(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     output = tmp_path / "results.pt"
