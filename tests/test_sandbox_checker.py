@@ -87,3 +87,47 @@ def test_objects_that_the_tests_make_answer_for_themselves(code):
     verdict = judge(code, program, test)
     assert verdict.outcome is Outcome.CORRECT, verdict.detail
     assert "weaker" not in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        ("def f(xs): xs.reverse()", "xs = [1, 2, 3]\nf(xs)\nassert xs == [3, 2, 1]"),
+        ("class S:\n    def f(self, xs): xs[:] = [[0]]", "xs = [[1], [2]]\nS().f(xs)\nassert xs == [[0]]"),
+        ("def f(d, s): d['k'] = 1; s.add(2)", "d, s = {}, {1}\nf(d, s)\nassert (d, s) == ({'k': 1}, {1, 2})"),
+    ],
+)
+def test_a_call_made_for_what_it_does_to_its_arguments_does_it(code, program, test):
+    verdict = judge(code, program, test)
+    assert verdict.outcome is Outcome.CORRECT, verdict.detail
+    idle = "class S:\n    def f(self, xs): pass\ndef f(*arguments): pass"
+    assert judge(code, idle, test).outcome is Outcome.WRONG
+
+
+def test_a_call_made_for_its_result_gets_copies(code):
+    # the emptied list would make both sides equal
+    test = "for xs in ([1, 2], [3]):\n    assert f(xs) == sum(xs)"
+    assert judge(code, "def f(xs): xs.clear(); return 0", test).outcome is Outcome.WRONG
+    assert judge(code, "def f(xs): return sum(xs)", test).outcome is Outcome.CORRECT
+
+
+def test_operators_of_objects_that_the_tests_make_are_the_program_s(code):
+    program = (
+        "class Vector:\n"
+        "    def __init__(self, x, y): self.x, self.y = x, y\n"
+        "    def __add__(self, other): return Vector(self.x + other.x, self.y + other.y)\n"
+        "    def __rmul__(self, k): return Vector(k * self.x, k * self.y)\n"
+        "    def __neg__(self): return Vector(-self.x, -self.y)\n"
+        "    def __lt__(self, other): return (self.x, self.y) < (other.x, other.y)\n"
+        "    def __eq__(self, other): return (self.x, self.y) == (other.x, other.y)\n"
+    )
+    test = (
+        "for n in (1, 2):\n"
+        "    total = Vector(n, 2) + Vector(3, 4)\n"
+        "    assert (total.x, total.y) == (n + 3, 6) and total == Vector(n + 3, 6)\n"
+        "    assert (-total).x == -n - 3 and (3 * Vector(n, 1)).x == 3 * n and Vector(1, 1) < Vector(n, 2)"
+    )
+    verdict = judge(code, program, test)
+    assert verdict.outcome is Outcome.CORRECT, verdict.detail
+    assert "weaker" not in verdict.detail
+    assert judge(code, program.replace("self.y + other.y", "self.y"), test).outcome is Outcome.WRONG

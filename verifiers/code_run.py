@@ -247,7 +247,8 @@ def _sources(program: str, plan: Plan) -> list[tuple[str, str]]:
 def _is_answer(answer: Any) -> bool:
     return (
         isinstance(answer, dict)
-        and len(answer) == 1
+        and set(answer) in ({"value"}, {"raised"}, {"value", "arguments"})
+        and isinstance(answer.get("arguments", []), list)
         and (
             "value" in answer
             or ("raised" in answer and isinstance(answer["raised"], list) and len(answer["raised"]) == 3)

@@ -9,6 +9,9 @@ Standard library only: the zygote imports this file without the rest of the pack
 
 from __future__ import annotations
 
+import ast
+import builtins
+import functools
 from typing import Any
 
 from verifiers.sandbox_child import BUILTIN_EXCEPTIONS, Channel, describe, load_module
@@ -35,8 +38,18 @@ class _Link:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def ask(self, remote: Remote, operation: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def ask(
+        self,
+        remote: Remote,
+        operation: str,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        *,
+        in_place: bool = False,
+    ) -> Any:
+        """The program's answer. With `in_place`, what it did to the arguments is done to them here."""
         request = {
+            "in_place": in_place,
             "operation": operation,
             "name": remote._name,
             "handle": remote._handle,
@@ -50,6 +63,8 @@ class _Link:
         if "raised" in answer:
             _kind, name, message = answer["raised"]
             raise _RAISED_HERE.get(name, ProgramError)(message)
+        for before, after in zip(arguments, answer.get("arguments", ()), strict=False):
+            _become(before, self._wrap(decode(after), remote._name))
         made_by_tests = operation == "call" and remote._handle is None and remote._name[:1].isupper()
         return self._wrap(decode(answer["value"]), remote._name, made_by_tests=made_by_tests)
 
@@ -79,6 +94,43 @@ def _handle_of(value: Any) -> int:
     if handle is None:
         raise NotSeparable
     return int(handle)
+
+
+def _become(before: Any, after: Any) -> None:
+    if type(before) is not type(after):
+        return
+    if isinstance(before, list | bytearray):
+        before[:] = after
+    elif isinstance(before, dict | set):
+        before.clear()
+        before.update(after)
+
+
+def _call_in_place(function: Any, *arguments: Any, **keywords: Any) -> None:
+    if isinstance(function, Remote):
+        function._link.ask(function, "call", arguments, keywords, in_place=True)
+    else:
+        function(*arguments, **keywords)
+
+
+class _BareCalls(ast.NodeTransformer):
+    """Marks calls whose result the tests throw away: `rotate(grid)` is called for what it does to `grid`.
+
+    Elsewhere arguments are copies. A program that emptied the list in `assert f(xs) == sum(xs)` would be right.
+    """
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        self.generic_visit(node)
+        called = node.value
+        if isinstance(called, ast.Call) and ast.unparse(called.func) not in dir(builtins):
+            arguments = [called.func, *called.args]
+            marked = ast.Call(ast.Name("__call_in_place", ast.Load()), arguments, called.keywords)
+            return ast.fix_missing_locations(ast.copy_location(ast.Expr(marked), node))
+        return node
+
+
+def _compiled(source: str, file_name: str) -> Any:
+    return compile(_BareCalls().visit(ast.parse(source)), file_name, "exec", dont_inherit=True)
 
 
 class Remote:
@@ -139,7 +191,22 @@ class Remote:
             return False
         return self._link.ask(self, "equal", (other,), {}) is True  # only the program's own code can say
 
+    def _operate(self, name: str, *others: Any) -> Any:
+        if not (self._made_by_tests or any(isinstance(other, Remote) and other._made_by_tests for other in others)):
+            return NotImplemented
+        result = self._link.ask(self, "operator", (name, *others), {})
+        if isinstance(result, Remote):
+            object.__setattr__(result, "_made_by_tests", True)  # Vector(1, 2) + Vector(3, 4) is one of theirs too
+        return result
+
     __hash__ = None  # type: ignore[assignment]
+
+
+_OPERATORS = """
+add sub mul truediv floordiv mod pow matmul and or xor lshift rshift radd rsub rmul rtruediv lt le gt ge neg pos abs
+"""
+for _name in _OPERATORS.split():
+    setattr(Remote, f"__{_name}__", functools.partialmethod(Remote._operate, f"__{_name}__"))
 
 
 def run_tests(channel: Channel, job: dict[str, Any]) -> None:
@@ -147,14 +214,14 @@ def run_tests(channel: Channel, job: dict[str, Any]) -> None:
     link = _Link(channel)
     # the tests' own set-up runs here too, and wins over what the program calls by the same name
     namespace = load_module("tests", [])
-    namespace.update({name: Remote(link, name) for name in job["names"]})
+    namespace.update({name: Remote(link, name) for name in job["names"]}, __call_in_place=_call_in_place)
     results: list[list[str] | None] = []
     try:
-        exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), namespace)
+        exec(_compiled(job["setup"], "<setup>"), namespace)
         namespace.update({name: Remote(link, name) for name in job["entry_points"]})
         for source in job["tests"]:
             try:
-                exec(compile(source, "<tests>", "exec", dont_inherit=True), namespace)
+                exec(_compiled(source, "<tests>"), namespace)
                 results.append(None)
             except Exception as error:  # noqa: BLE001 -- a test that does not hold, whatever it raises
                 results.append(describe(error))

@@ -140,8 +140,11 @@ def _serve_calls(channel: Channel, job: dict[str, Any]) -> None:
 
 def _answer(namespace: dict[str, Any], kept: list[Any], keep: Any, step: dict[str, Any]) -> dict[str, Any]:
     try:
-        value = eval(step["source"], namespace) if "source" in step else _operate(namespace, kept, step)
+        changed: list[Any] = []
+        value = eval(step["source"], namespace) if "source" in step else _operate(namespace, kept, step, changed)
         answer = {"value": Encoder(keep).encode(value)}
+        if changed:
+            answer["arguments"] = [Encoder(keep).encode(argument) for argument in changed]
     except ValueTooLarge as error:
         answer = {"raised": ["output", *describe(error)]}
     except BaseException as error:  # noqa: BLE001 -- whatever the function raises is its failure, SystemExit too
@@ -151,8 +154,9 @@ def _answer(namespace: dict[str, Any], kept: list[Any], keep: Any, step: dict[st
     return answer
 
 
-def _operate(namespace: dict[str, Any], kept: list[Any], step: dict[str, Any]) -> Any:
-    """One operation that the separate test process asks for: see sandbox_checker."""
+def _operate(namespace: dict[str, Any], kept: list[Any], step: dict[str, Any], changed: list[Any]) -> Any:
+    """One operation that the separate test process asks for: see sandbox_checker. Fills `changed` with the arguments
+    of a call that is made for what it does to them."""
 
     def restore(value: Any) -> Any:
         if isinstance(value, Opaque) and value.handle is not None:
@@ -169,7 +173,9 @@ def _operate(namespace: dict[str, Any], kept: list[Any], step: dict[str, Any]) -
     arguments = [restore(decode(value)) for value in step["arguments"]]
     keywords = {name: restore(decode(value)) for name, value in step["keywords"].items()}
     if step["operation"] == "call":
-        return target(*arguments, **keywords)
+        value = target(*arguments, **keywords)
+        changed += arguments if step["in_place"] else []
+        return value
     operations: dict[str, Any] = {
         "attribute": getattr,
         "item": lambda owner, key: owner[key],
@@ -178,6 +184,7 @@ def _operate(namespace: dict[str, Any], kept: list[Any], step: dict[str, Any]) -
         "contains": lambda owner, item: item in owner,
         "equal": lambda owner, other: owner == other,
         "text": str,
+        "operator": lambda owner, name, *others: getattr(owner, name)(*others),
         "set": setattr,
     }
     return operations[step["operation"]](target, *arguments)
