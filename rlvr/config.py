@@ -57,6 +57,8 @@ class Model(Section):
 class Source(Section):
     path: str
     """JSONL or Parquet file, folder written by `datasets`, or Hub id."""
+    subset: str | None = None
+    """Of a Hub dataset that has several, e.g. `main` of openai/gsm8k."""
     split: str = "train"
     """Split of a Hub dataset; a local file is one split."""
     weight: Annotated[float, Field(gt=0.0)] | None = None
@@ -100,6 +102,7 @@ class TextSource(Section):
 
     path: str
     """JSONL (`.gz` too), JSON array or Parquet file, folder written by `datasets`, or Hub id."""
+    subset: str | None = None
     split: str = "train"
     columns: list[str] = []
     """Columns that are the prompt; without any, the user turns of `messages`, or the one column known to hold it."""

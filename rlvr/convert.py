@@ -17,7 +17,8 @@ from typing import Any
 from rlvr.config import TextSource
 from rlvr.errors import DataError
 from rlvr.exemplars import GSM8K, MATH, Exemplars, question
-from rlvr.rows import MOST_SHOWN, RowFault, parsed
+from rlvr.row_files import RowFault, parsed
+from rlvr.rows import MOST_SHOWN
 from rlvr.texts import blocks, numbered
 from verifiers.base import Outcome, Sample, Verifier
 from verifiers.errors import GroundTruthError
@@ -86,6 +87,7 @@ def convert(
     target: pathlib.Path,
     *,
     shots: int = 0,
+    subset: str | None = None,
     split: str | None = None,
     max_bad_share: float = 0.0,
     workers: int = 1,
@@ -96,7 +98,8 @@ def convert(
         name: a key of FORMATS.
         source: file, folder or Hub id.
         shots: 0, or as many worked examples as are published.
-        split: of MBPP, by task id; of a Hub data set. A plain file is one split.
+        subset: of a Hub data set that has several, such as `main` of openai/gsm8k.
+        split: of a Hub data set or a `datasets` folder; of MBPP's file, by task id. Another file is one split.
         max_bad_share: rows that may be left out because they cannot be read or their gold answer is not correct.
         workers: processes of the verifier.
 
@@ -109,7 +112,7 @@ def convert(
     if shots not in (0, len(form.exemplars)):
         published = f"0 or {len(form.exemplars)}" if form.exemplars else "0"
         raise DataError(f"--shots {shots}: what is published for {name} has {published}")
-    found = _read(form, source, form.exemplars[:shots], split)
+    found = _read(form, source, form.exemplars[:shots], subset, split)
     correct, without_gold = _judge(form.verifier, found, workers)
     problems = [f"{place}: {found.faults[place]}" for place in found.places if place in found.faults]
     if not found.places:
@@ -153,12 +156,13 @@ class _Found:
     other_splits: int = 0
 
 
-def _read(form: Format, source: str, exemplars: Exemplars, split: str | None) -> _Found:
-    ids = (form.splits or {}).get(split or "")
-    if split is not None and ids is None and pathlib.Path(source).is_file():
+def _read(form: Format, source: str, exemplars: Exemplars, subset: str | None, split: str | None) -> _Found:
+    is_file = pathlib.Path(source).is_file()
+    ids = (form.splits or {}).get(split or "") if is_file else None
+    if split is not None and ids is None and is_file:
         known = f"; it has {', '.join(form.splits)}" if form.splits else ", because a file is one split. Remove it"
         raise DataError(f"--split {split} does nothing for {source}{known}")
-    where = TextSource(path=source, split=split if split is not None and ids is None else "train")
+    where = TextSource(path=source, subset=subset, split="train" if split is None or is_file else split)
     found = _Found()
     asked: dict[str, str] = {}
     for place, raw in (item for block in blocks(where) for item in numbered(block)):

@@ -11,11 +11,9 @@ from typing import Any, Literal, TypeVar
 from rlvr.config import Data, RowOptions, Source
 from rlvr.errors import DataError
 from rlvr.mixing import Joined, taken
-from rlvr.mixing import shuffled as shuffled
 from rlvr.records import Task
-from rlvr.rows import LOCAL_SUFFIXES as LOCAL_SUFFIXES
-from rlvr.rows import MOST_SHOWN as MOST_SHOWN
-from rlvr.rows import RowFault, Rows, parsed, read
+from rlvr.row_files import RowFault, parsed
+from rlvr.rows import Rows, read
 from verifiers import registry
 from verifiers.errors import UnknownVerifierError
 

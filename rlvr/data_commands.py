@@ -31,6 +31,7 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         if form.exemplars:
             one.add_argument("--shots", type=int, choices=(0, len(form.exemplars)), default=0, help=shots)
         splits = f"; of a file, by task id: {', '.join(form.splits)}" if form.splits else ""
+        one.add_argument("--subset", help="of a Hub data set that has several, e.g. main of openai/gsm8k")
         one.add_argument("--split", help=f"split of a Hub data set (default: train){splits}")
         bad = (
             "rows that may be left out, because they cannot be read or their answer is not judged correct (default: 0)"
@@ -49,6 +50,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         arguments.input,
         arguments.output,
         shots=shots,
+        subset=arguments.subset,
         split=arguments.split,
         max_bad_share=arguments.max_bad_share,
         workers=arguments.workers,
@@ -64,7 +66,8 @@ def _add_decontaminate(commands: argparse._SubParsersAction[argparse.ArgumentPar
     parser = commands.add_parser(
         "decontaminate",
         help="find prompts of evaluation sets in training data",
-        description="Exit status 1 when a training set is contaminated. FILE::column,column names what the prompt is.",
+        description="Exit status 1 when a training set is contaminated. FILE::column,column names what the prompt is; "
+        "a set of the Hub is ID@SPLIT (default: train) or ID:SUBSET@SPLIT, e.g. openai/gsm8k:main@test::question.",
     )
     parser.add_argument("--train", nargs="+", required=True, metavar="FILE", help="training data, in any layout")
     parser.add_argument("--eval", nargs="+", required=True, metavar="FILE", help="evaluation sets, in any layout")
@@ -109,10 +112,18 @@ def decontamination_options(arguments: argparse.Namespace) -> Decontamination:
 
 
 def text_source(text: str) -> TextSource:
-    """`PATH` or `PATH::column,column`.
+    """`PATH[:SUBSET][@SPLIT][::column,column]`; what exists under its whole name has no subset or split in it.
 
     >>> text_source("svamp.jsonl::Body,Question").columns
     ['Body', 'Question']
+    >>> hub = text_source("openai/gsm8k:main@test")
+    >>> hub.path, hub.subset, hub.split
+    ('openai/gsm8k', 'main', 'test')
     """
-    path, _, columns = text.partition("::")
-    return TextSource(path=path, columns=[column for column in columns.split(",") if column])
+    path, _, names = text.partition("::")
+    columns = [column for column in names.split(",") if column]
+    if pathlib.Path(path).exists():
+        return TextSource(path=path, columns=columns)
+    path, _, split = path.partition("@")
+    path, _, subset = path.partition(":")
+    return TextSource(path=path, subset=subset or None, split=split or "train", columns=columns)

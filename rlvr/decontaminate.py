@@ -25,7 +25,7 @@ from rlvr.config import Decontamination, TextSource
 from rlvr.errors import DataError
 from rlvr.ngrams import NgramIndex
 from rlvr.rows import MOST_SHOWN, Rows
-from rlvr.texts import Block, Text, blocks, texts_in
+from rlvr.texts import Block, Text, blocks, name_of, texts_in
 
 T = TypeVar("T")
 TEXTS_AT_ONCE = 2000
@@ -120,7 +120,7 @@ class Evaluations:
             own = [text for block in blocks(source) for text in texts_in(block)]
             if not own:
                 raise DataError(f"{source.path} holds no rows")
-            self.sets.append((source.path, range(len(texts), len(texts) + len(own))))
+            self.sets.append((name_of(source), range(len(texts), len(texts) + len(own))))
             texts += own
         self.texts = texts
         self.index = NgramIndex([text.turns for text in texts], options.ngram)
@@ -200,7 +200,7 @@ def search_files(
     reports: list[PairReport] = []
     with _Pool(evaluations, workers) as pool:
         for source in training:
-            findings = Findings(evaluations, source.path)
+            findings = Findings(evaluations, name_of(source))
             for rows, hits in pool.search(blocks(source)):
                 findings.add(rows, hits)
             if not findings.rows:

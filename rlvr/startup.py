@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from rlvr import judges
 from rlvr.chat import TEMPLATES
 from rlvr.config import Config, Source
-from rlvr.data import LOCAL_SUFFIXES, Row, read_source, read_training, verifier_key
+from rlvr.data import Row, read_source, read_training, verifier_key
 from rlvr.data_report import parts_of
 from rlvr.errors import ConfigError, DataError
 from rlvr.prompts import verifier_names
 from rlvr.recipe import nearest_file
+from rlvr.row_files import LOCAL_SUFFIXES
 from verifiers import registry
 from verifiers.base import Use, Verifier
 from verifiers.errors import GroundTruthError

@@ -12,7 +12,8 @@ from typing import Any
 from rlvr.config import Source, TextSource
 from rlvr.errors import DataError
 from rlvr.recipe import nearest_file
-from rlvr.rows import MOST_SHOWN, RowFault, open_table, parsed
+from rlvr.row_files import RowFault, open_table, parsed, refuse_idle_subset
+from rlvr.rows import MOST_SHOWN
 
 BLOCK_BYTES = 4 * 2**20
 BLOCK_ROWS = 5000
@@ -44,6 +45,16 @@ class Block:
     """Of a table, or of a JSON array."""
 
 
+def name_of(source: TextSource) -> str:
+    """As the command line spells it.
+
+    >>> name_of(TextSource(path="openai/gsm8k", subset="main", split="test"))
+    'openai/gsm8k:main@test'
+    """
+    subset = f":{source.subset}" if source.subset else ""
+    return source.path + subset + (f"@{source.split}" if source.split != "train" else "")
+
+
 def blocks(source: TextSource) -> Iterator[Block]:
     """The rows of a JSONL file (`.gz` too), a JSON array, a Parquet file, a `datasets` folder or a Hub id.
 
@@ -53,8 +64,9 @@ def blocks(source: TextSource) -> Iterator[Block]:
     is_lines = path.suffix in (".jsonl", ".json", ".gz")
     if (is_lines or path.suffix == ".parquet") and not path.is_file():
         raise DataError(f"there is no file {path} (looked in {pathlib.Path.cwd()}).{nearest_file(path)}")
+    refuse_idle_subset(source.path, source.subset)
     if not is_lines:
-        table = open_table(Source(path=source.path, split=source.split))
+        table = open_table(Source(path=source.path, subset=source.subset, split=source.split))
         for first in range(0, table.num_rows, BLOCK_ROWS):
             yield Block(source=source, first=first, rows=tuple(table.slice(first, BLOCK_ROWS).to_pylist()))
         return

@@ -26,7 +26,8 @@ from rlvr.mixing import Lazy
 from rlvr.model import load_critic
 from rlvr.packing import pack
 from rlvr.records import PackedRow
-from rlvr.rows import RowFault, Rows, parsed, read
+from rlvr.row_files import RowFault, parsed
+from rlvr.rows import Rows, read
 from sft_dpo.config import Value
 from sft_dpo.training import Objective, Work
 

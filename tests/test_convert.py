@@ -178,6 +178,33 @@ def test_the_published_program_of_a_code_row_must_pass_its_tests(tmp_path: pathl
     ]
 
 
+def test_sets_of_the_hub_are_converted_by_subset_and_by_their_own_splits(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    hub = tmp_path / "gsm8k"  # laid out as openai/gsm8k is
+    (hub / "main").mkdir(parents=True)
+    (hub / "socratic").mkdir()
+    for subset, split, number in (("main", "train", 1), ("main", "test", 2), ("socratic", "train", 3)):
+        row = {"question": f"What is {number}?", "answer": f"#### {number}"}
+        datasets.Dataset.from_list([row]).to_parquet(hub / subset / f"{split}.parquet")
+    files = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("main", "socratic"))
+    (hub / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
+    options = ["--subset", "main", "--split", "test"]
+    assert main(["data", "convert", "gsm8k", str(hub), str(tmp_path / "gsm8k.jsonl"), *options]) == 0
+    assert [row["ground_truth"] for row in written(tmp_path / "gsm8k.jsonl")] == ["2"]
+    # the task ids of a split tell the rows of the published file apart; a set that has splits is read by them
+    task = {"task_id": 999, "text": "Write f.", "code": "def f(x):\n    return x", "test_list": ["assert f(1) == 1"]}
+    datasets.DatasetDict({"test": datasets.Dataset.from_list([task])}).save_to_disk(tmp_path / "mbpp")
+    done = convert("mbpp", str(tmp_path / "mbpp"), tmp_path / "mbpp.jsonl", split="test")
+    assert (done.written, done.gold_correct, done.other_splits) == (1, 1, 0)
+    evaluation = f"{hub}:main@test"
+    assert main(["decontaminate", "--train", f"{hub}:socratic", "--eval", evaluation]) == 0
+    assert f"{hub}:socratic (1 rows) against {hub}:main@test (1 instances): 0 overlap" in capsys.readouterr().out
+
+
 def test_the_command_prints_what_became_of_the_rows(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in.jsonl", {"question": "q", "answer": "#### 3"}, {"question": "r", "answer": "3"})
     out = tmp_path / "out.jsonl"

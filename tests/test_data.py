@@ -268,6 +268,39 @@ def test_a_hub_id_that_cannot_be_had_says_what_was_tried() -> None:
     )
 
 
+def test_a_hub_set_of_several_subsets_is_read_by_subset_and_split(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    hub = write_hub_layout(tmp_path / "hub")
+    rows = read_rows(Source(path=hub, subset="main", split="test"))
+    assert [row.messages[0]["content"] for row in rows] == ["main test"]
+    assert fault(Source(path=hub)).endswith("Name it as `subset`.")
+    assert "Config name is missing" in fault(Source(path=hub))
+    file = write(tmp_path / "r.jsonl", GOOD)
+    assert fault(Source(path=file.path, subset="main")) == (
+        f"{file.path}: subset='main' does nothing, because only sets of the Hub have any. Remove it."
+    )
+
+
+def write_hub_layout(folder: pathlib.Path) -> str:
+    """A repository of two subsets as on the Hub, such as openai/gsm8k: Parquet files, named in the card's header."""
+    import pyarrow.parquet
+
+    header = ""
+    for subset in ("main", "socratic"):
+        header += f"- config_name: {subset}\n  data_files:\n"
+        for split in ("train", "test"):
+            (folder / subset).mkdir(parents=True, exist_ok=True)
+            table = pyarrow.Table.from_pylist([asking(f"{subset} {split}")])
+            pyarrow.parquet.write_table(table, folder / subset / f"{split}.parquet")
+            header += f"  - split: {split}\n    path: {subset}/{split}.parquet\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{header}---\n")
+    return str(folder)
+
+
 def test_the_counts_of_every_source_and_filter_are_reported(tmp_path: pathlib.Path) -> None:
     first = write(tmp_path / "a.jsonl", *[asking(str(n) * n) for n in range(1, 5)])
     second = write(tmp_path / "b.jsonl", asking("x"), "{", asking("xxxxxx"))
