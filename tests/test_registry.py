@@ -83,6 +83,9 @@ def test_registering_the_same_class_again_replaces_it() -> None:
         class Again(Verifier):
             """Twice the same place."""
 
+            def verify(self, sample: Sample) -> Verdict:
+                return Verdict.wrong(sample.completion)
+
         return Again
 
     first, second = define(), define()
@@ -158,6 +161,11 @@ def test_files_with_one_stem_are_two_plugins(tmp_path: pathlib.Path) -> None:
         ("from verifiers import register\n@register('n')\ndef f(completion): return True\n", "takes exactly these two"),
         ("from verifiers import register\n@register('n')\nasync def f(c, g): return True\n", "coroutine function"),
         ("from verifiers import register\nregister('n')(3)\n", "is not a verifier"),
+        ("from verifiers import *\n@register('n')\nclass X(Verifier): pass\n", "has no method verify"),
+        (
+            "from verifiers import *\n@register('n')\nclass X(Verifier):\n async def verify(self, sample): pass\n",
+            "a coroutine",
+        ),
     ],
 )
 def test_a_plugin_file_that_fails_says_where_and_leaves_nothing_behind(

@@ -86,3 +86,14 @@ def test_what_is_not_a_reward_function_is_refused_when_it_is_built(
 ) -> None:
     with pytest.raises(error):
         verifier(function, **options)
+
+
+def test_a_column_that_the_function_needs_and_the_row_has_not_is_named(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "f.py"
+    file.write_text("def reward(completions, answer, level=1, **columns): return [1.0]\n")
+    verdict = verifier(f"{file}:reward").verify(Sample(completion="4", ground_truth="4"))
+    assert verdict.outcome is Outcome.INDETERMINATE
+    assert "needs 'answer'" in verdict.detail
+    assert "ground_truth_column (now 'ground_truth')" in verdict.detail
+    named = verifier(f"{file}:reward", ground_truth_column="answer")
+    assert named.verify(Sample(completion="4", ground_truth="4")).outcome is Outcome.CORRECT

@@ -61,6 +61,9 @@ def as_verifier(target: Any, *, place: str) -> type[Verifier]:
     Raises PluginError for anything else; `place` says where it was found.
     """
     if isinstance(target, type) and issubclass(target, Verifier):
+        if target.verify is Verifier.verify or inspect.iscoroutinefunction(target.verify):
+            fault = "no method verify(self, sample)" if target.verify is Verifier.verify else "a coroutine as verify"
+            raise PluginError(f"{place} has {fault}. Write a plain method that takes a Sample and returns a Verdict.")
         return target
     if not inspect.isroutine(target):
         raise PluginError(

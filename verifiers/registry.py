@@ -235,6 +235,8 @@ def _registration_at(location: str) -> Registration:
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(_key(name), names(), n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
+    if name.endswith(".py"):
+        hint = f"A file needs the name of what is in it, as in '{name}:MyVerifier'. "
     return f"no verifier is called {name!r}. {hint}Known: {', '.join(names())}. {HOW_TO_ADD}"
 
 

@@ -113,24 +113,27 @@ class _Tally:
     def __init__(self) -> None:
         self._outcomes: collections.Counter[Outcome] = collections.Counter()
         self._reasons: collections.Counter[str] = collections.Counter()
+        self._rows = 0
         self._seconds: list[float] = []
         self._score = 0.0
 
     def add(self, verdict: Verdict) -> None:
         self._outcomes[verdict.outcome] += 1
-        self._seconds.append(verdict.seconds)
+        self._rows += 1
+        if verdict.seconds:  # a malformed row reached no verifier
+            self._seconds.append(verdict.seconds)
         self._score += verdict.score
         if verdict.outcome is Outcome.INDETERMINATE:
             self._reasons[verdict.detail[:120]] += 1
 
     def summary(self, wall_seconds: float) -> str:
-        rows = len(self._seconds)
+        rows = self._rows
         if not rows:
             return "0 rows"
-        seconds = sorted(self._seconds)
+        seconds = sorted(self._seconds) or [0.0]
         judged = rows - self._outcomes[Outcome.INDETERMINATE]
         mean = f", mean score {self._score / judged:.4f} over {judged} judged" if judged else ""
-        p50, p99 = (seconds[min(rows - 1, int(share * rows))] for share in (0.5, 0.99))
+        p50, p99 = (seconds[min(len(seconds) - 1, int(share * len(seconds)))] for share in (0.5, 0.99))
         lines = [
             f"{rows} rows: " + ", ".join(f"{self._outcomes[outcome]} {outcome.value}" for outcome in Outcome) + mean,
             f"seconds per verdict: p50 {p50:.6f}, p99 {p99:.6f}, max {seconds[-1]:.6f}",

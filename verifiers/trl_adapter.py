@@ -54,6 +54,12 @@ class TrlVerifier(Verifier):
         except ValueError as error:  # some C functions do not tell
             raise PluginError(f"verifier 'trl': {self.config.function!r} is no reward function: {error}.") from error
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        self._required = {
+            parameter.name
+            for parameter in parameters
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        }
         self._accepted = None if takes_any else {parameter.name for parameter in parameters}
         if self._accepted is not None and "completions" not in self._accepted:
             raise VerifierOptionError(
@@ -62,7 +68,13 @@ class TrlVerifier(Verifier):
             )
 
     def verify(self, sample: Sample) -> Verdict:
-        rewards = self._function(**self._arguments(sample))
+        arguments = self._arguments(sample)
+        if missing := sorted(self._required - set(arguments)):
+            return Verdict.indeterminate(
+                f"the reward function needs {', '.join(map(repr, missing))}, and the row has no such column: set "
+                f"ground_truth_column (now {self.config.ground_truth_column!r}) or add the column"
+            )
+        rewards = self._function(**arguments)
         if inspect.isawaitable(rewards):
             rewards = asyncio.run(_result(rewards))
         try:
