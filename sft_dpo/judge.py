@@ -7,6 +7,7 @@ the chosen answer is one of those rated best, and the rejected one is rated lowe
 from __future__ import annotations
 
 import concurrent.futures
+import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -27,22 +28,28 @@ RATING = re.compile(r"rating\s*:\s*([1-5])\b", re.IGNORECASE)
 MOST_WITHOUT_RATING = 0.05
 
 
-def rate(judge: Judge, asked: Sequence[tuple[str, str]]) -> list[float | None]:
-    """Rating of each (prompt, answer); None where the judge's reply holds none.
-
-    Raises ConfigError when the key or the package is missing, and IndeterminateError when the endpoint fails or more
-    than 5% of the replies hold no rating.
-    """
-    try:
-        import openai
-    except ImportError as error:
-        raise ConfigError("judge needs the package openai: pip install openai") from error
+def refuse_unusable(judge: Judge) -> str:
+    """The key. Raises ConfigError when it or the package openai is missing."""
+    if importlib.util.find_spec("openai") is None:
+        raise ConfigError("judge needs the package openai: pip install openai")
     key = os.environ.get(judge.key_variable)
     if not key:
         raise ConfigError(
             f"judge.key_variable={judge.key_variable!r}: the environment has no such variable. Set it to the key "
             "(to any text for a server without keys)."
         )
+    return key
+
+
+def rate(judge: Judge, asked: Sequence[tuple[str, str]]) -> list[float | None]:
+    """Rating of each (prompt, answer); None where the judge's reply holds none.
+
+    Raises ConfigError as `refuse_unusable` does, and IndeterminateError when the endpoint fails or more than 5% of the
+    replies hold no rating.
+    """
+    key = refuse_unusable(judge)
+    import openai
+
     client = openai.OpenAI(base_url=judge.url, api_key=key, timeout=judge.timeout_seconds)
 
     def one(pair: tuple[str, str]) -> float | None:

@@ -32,7 +32,7 @@ from rlvr.run_directory import RunDirectory
 from rlvr.seeds import derive
 from rlvr.startup import check_ground_truths
 from sft_dpo.config import Preferences
-from sft_dpo.judge import rate
+from sft_dpo.judge import rate, refuse_unusable
 from sft_dpo.pairing import Candidate, Choice, pair_row, pairs_of, statistics
 from sft_dpo.training import say
 from verifiers.pool import VerifierPool
@@ -50,13 +50,16 @@ def run(config: Preferences, *, recipe_text: str) -> None:
         for source in config.data.eval
     }
     check_ground_truths(config.as_rlvr(), [rows, *held_out.values()])
+    if config.judge is not None:
+        refuse_unusable(config.judge)  # before hours of sampling, as what follows
     pool = start_pool(config.as_rlvr(), names_of([rows, *held_out.values()]))
     collected = Collected(config, pool)
+    given = [collected.read(source, rows) for source in config.others.completions]
     metrics = collected.sample(config.model, rows, held_out)
     for model in config.others.models:
         collected.sample(model, rows, {})
-    for source in config.others.completions:
-        collected.read(source, rows)
+    for source, completions in zip(config.others.completions, given, strict=True):
+        collected.judge(source, completions)
     pool.close()
     if distributed.rank() == 0:
         collected.rate(rows)
@@ -121,17 +124,20 @@ class Collected:
         sampler.close()
         return metrics
 
-    def read(self, source: Source, rows: Sequence[Row]) -> None:
-        """Take the completions of a file, and judge them. Collective."""
-        config = self.config.as_rlvr()
-        completions, unmatched = read_completions(config.data, source, rows, self._tokenizer)
+    def read(self, source: Source, rows: Sequence[Row]) -> list[Completion]:
+        """The completions of a file. Raises DataError when none of them is for a prompt of `rows`."""
+        completions, unmatched = read_completions(self.config.data, source, rows, self._tokenizer)
         say(f"{source.path}: {len(completions)} completions of prompts in data.train, {unmatched} of others")
         if not completions:
             raise DataError(
                 f"{source.path}: none of its {unmatched} rows begins with a prompt of data.train. Its `messages` must "
                 "have the same turns as a row of data.train, and an assistant's turn behind them."
             )
-        scorer = Scorer(self.pool, config.reward, config.verification.remap)
+        return completions
+
+    def judge(self, source: Source, completions: Sequence[Completion]) -> None:
+        """Judge the completions of a file. Collective."""
+        scorer = Scorer(self.pool, self.config.reward, self.config.verification.remap)
         mine = share_of_rank(completions)
         for index, completion in enumerate(mine):
             if not self.config.judge:

@@ -8,6 +8,7 @@ gae_lambda = 1: an unbiased start for a head that is drawn at random or scores o
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -156,9 +157,14 @@ def _judged(columns: Mapping[str, Any], vocabulary: int) -> Judged:
     names = ("prompt_id", "sample", "prompt_token_ids", "token_ids", "reward")
     if missing := [name for name in names if columns.get(name) is None]:
         raise RowFault("missing keys", f"missing {', '.join(missing)} (`preferences` writes them: samples.jsonl)")
+    for name in ("prompt_token_ids", "token_ids"):
+        ids = columns[name]
+        if not isinstance(ids, list) or not ids or any(type(one) is not int or one < 0 for one in ids):
+            raise RowFault("wrong type", f"{name} must be a list of token ids, not empty; got {ids!r:.80}")
+    for name, kinds in (("prompt_id", (int,)), ("sample", (int,)), ("reward", (int, float))):
+        if type(columns[name]) not in kinds or not math.isfinite(columns[name]):
+            raise RowFault("wrong type", f"{name} must be a finite number, got {columns[name]!r:.80}")
     prompt, completion = tuple(columns["prompt_token_ids"]), tuple(columns["token_ids"])
-    if not prompt or not completion:
-        raise RowFault("wrong type", "prompt_token_ids and token_ids must not be empty")
     if (largest := max(*prompt, *completion)) >= vocabulary:
         raise RowFault("wrong type", f"token {largest} is beyond the tokenizer's {vocabulary}: of another model?")
     return Judged(

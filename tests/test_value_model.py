@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 
 import pytest
@@ -65,6 +66,18 @@ def test_samples_of_another_model_and_idle_options_are_refused(folder: pathlib.P
         work(config, load_tokenizer(config.model.path, None))
     assert "token 99999 is beyond the tokenizer's" in str(caught.value)
     assert "missing sample, prompt_token_ids" in str(caught.value)
+    wrong = [
+        {"token_ids": 5},
+        {"token_ids": []},
+        {"token_ids": [-1]},
+        {"prompt_token_ids": [1.5]},
+        {"reward": "high"},
+        {"reward": math.nan},
+        {"sample": [0]},
+    ]
+    write_rows(tmp_path / "samples.jsonl", [row | {"token_ids": [2]} | one for one in wrong])
+    with pytest.raises(DataError, match=rf"{len(wrong)} bad rows of {len(wrong)} .*: {len(wrong)} wrong type"):
+        work(config, load_tokenizer(config.model.path, None))
     table = {"run_dir": "r", "model": {"path": "m", "dtype": "float32"}}
     data = {"train": ["s.jsonl"], "decontaminate": {"against": ["e.jsonl"]}}
     with pytest.raises(ConfigError, match=r"data\.decontaminate does nothing with samples"):
