@@ -20,7 +20,8 @@ from typing import Any
 
 from rlvr.config import Decontamination, TextSource
 from rlvr.data_commands import text_source
-from rlvr.decontaminate import Evaluations, PairReport, search_files
+from rlvr.decontaminate import Evaluations, search_files
+from rlvr.overlaps import PairReport
 from rlvr.texts import blocks, texts_in
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

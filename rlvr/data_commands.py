@@ -16,7 +16,7 @@ def add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from rlvr.convert import FORMATS
+    from rlvr.convert_formats import FORMATS
 
     below = commands.add_parser("data", help="make rows of public data").add_subparsers(
         required=True, metavar="COMMAND"
@@ -82,7 +82,8 @@ def _add_decontaminate(commands: argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _decontaminate(arguments: argparse.Namespace) -> int:
-    from rlvr.decontaminate import search_files, write_report
+    from rlvr.decontaminate import search_files
+    from rlvr.overlaps import write_report
 
     options = decontamination_options(arguments)
     started = time.perf_counter()

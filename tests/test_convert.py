@@ -12,7 +12,8 @@ import pytest
 
 from rlvr.cli import main
 from rlvr.config import Source
-from rlvr.convert import FORMATS, Conversion, convert
+from rlvr.convert import Conversion, convert
+from rlvr.convert_formats import FORMATS
 from rlvr.data import read_rows
 from rlvr.errors import DataError
 from rlvr.exemplars import GSM8K, MATH, question

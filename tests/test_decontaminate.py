@@ -13,8 +13,9 @@ import pytest
 from rlvr.cli import main
 from rlvr.config import Data, Decontamination, TextSource
 from rlvr.data import read_conversations, read_mixture, read_training
-from rlvr.decontaminate import PairReport, search_files
+from rlvr.decontaminate import search_files
 from rlvr.errors import DataError
+from rlvr.overlaps import PairReport
 from rlvr.prompts import make_prompts
 from rlvr.texts import blocks, texts_in
 from tests.test_data import Letters
