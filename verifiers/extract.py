@@ -87,7 +87,7 @@ def boxed_answers(text: str) -> tuple[list[str], str]:
 
 _ANSWER_IS = re.compile(
     r"\b(?:answer|correct\s(?:choice|option))\b[*_]{0,3}"
-    r"(?:(?:\s(?:to|for)\s[^.:\n]{1,80}?)?\s{0,3}\bis\b[*_]{0,3}\s{0,3}:?|\s{0,3}:|\s{0,3}=)[*_]{0,3}\s{0,9}",
+    r"(?:(?:\s(?:to|for)\s[^.:\n]{1,80}?)?\s{0,3}\bis(?:\b|(?=n['\u2019]t))[*_]{0,3}\s{0,3}:?|\s{0,3}:|\s{0,3}=)[*_]{0,3}\s{0,9}",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"\n\s*\n|[.!?](?=\s+(?:[A-Z]|$)|\s*$)|[.!?]?\s*I hope it is correct", re.MULTILINE)

@@ -158,7 +158,9 @@ def _judge_both(gold: str, answer: str) -> bool | None:
 
 
 _NUMBER_IN_PROSE = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
-_COMPARISON = re.compile(r"\b(?:not|than|least|most|between|or|either)\b|n't", re.IGNORECASE)
+_COMPARISON = re.compile(
+    r"\b(?:not|than|least|most|between|or|either)\b|n't|[<>\u2264\u2265]|\\[gln]eq?(?![a-z])|\d\s*\+\s*$", re.IGNORECASE
+)
 
 
 @register("gsm8k")

@@ -31,6 +31,8 @@ def _same(gold: Node, answer: Node) -> bool | None:
     if gold.kind == "relation" or answer.kind == "relation":
         return _same_with_relation(gold, answer)
     gold, answer = _bare(gold), _bare(answer)
+    if {gold.kind, answer.kind} == {"quantity", "percent"}:
+        return False
     if "quantity" in (gold.kind, answer.kind):
         units = [node.value for node in (gold, answer) if node.kind == "quantity"]
         if len(units) == 2 and units[0] != units[1]:

@@ -18,6 +18,7 @@ GREEK = frozenset(
     )
 )
 _ACCENTS = frozenset(("overline", "vec", "hat", "bar", "widehat", "tilde", "overrightarrow"))
+_REPEATING = frozenset(("overline", "bar", "dot"))
 _ONE = number("1")
 _TWO = number("2")
 _FUNCTION_LETTERS = frozenset("fghFGHP")
@@ -175,7 +176,7 @@ class ExpressionParser:
         following, after = self.peek(), self.peek(1)
         if following is None:
             return node
-        if following.kind == "command" and following.text == "overline" and "." in token.text:
+        if following.kind == "command" and following.text in _REPEATING and "." in token.text:
             return self._repeating(token.text)
         if following.kind == "command" and following.text == "frac" and token.text.isdigit():
             return self._mixed(node)

@@ -16,6 +16,12 @@ from verifiers.math_unicode import Refused
 _CHOICE = re.compile(r"\s*(?:\\text(?:bf)?\{)?\s*\(?([A-Z])(?:\)|[.:](?=\s)|\s*\}\s*[.:)])\s*\}?\s*\S*")
 
 
+_TAKES_CHOICE_BACK = re.compile(
+    r"\([A-Z]\)|(?:\b(?:or|and|nor|not)\b|[,/;&])[\s}]*(?:\\text(?:bf)?\{)?\s*\(?[A-Z]\b(?!\w)\)?|(?<=[)}])\s*\}?\s*is\b"
+)
+"""A second letter, or "(A) is wrong"."""
+
+
 @functools.lru_cache(maxsize=8_192)
 def read_gold(gold: str) -> Node | None:
     r"""The gold answer as a tree, or None where only the symbolic path may read it.
@@ -61,16 +67,24 @@ def judge_fast(gold: str, answer: str) -> bool | None:
     gold_tree = read_gold(gold)
     if gold_tree is None:
         return None
-    if "".join(answer.split()) == "".join(gold.split()):
+    if _same_text(gold, answer):
         return True
     answer_tree = read_answer(_choice_letter(gold_tree, answer))
     return same_answer(gold_tree, answer_tree) if answer_tree is not None else None
 
 
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+
+
+def _same_text(gold: str, answer: str) -> bool:
+    """Equal but for white space, except between digits: 1 1/2 is not 11/2."""
+    return "".join(answer.split()) == "".join(gold.split()) and _SPACE.sub("", answer) == _SPACE.sub("", gold)
+
+
 def _choice_letter(gold: Node, answer: str) -> str:
     """The letter of "(B) 12 apples" or "B. twelve" where the gold answer is such a letter, else the answer itself."""
     if gold.kind == "symbol" and len(gold.value) == 1 and gold.value.isupper() and (match := _CHOICE.match(answer)):
-        return match.group(1)
+        return answer if _TAKES_CHOICE_BACK.search(answer, match.end(1)) else match.group(1)
     return answer
 
 
@@ -82,7 +96,7 @@ def judge_slow(gold: str, answer: str) -> bool | None:
     from verifiers.math_symbolic import symbolically_equal
 
     check_gold(gold)
-    if "".join(answer.split()) == "".join(gold.split()):
+    if _same_text(gold, answer):
         return True
     try:
         return symbolically_equal(gold, answer)

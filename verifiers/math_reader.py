@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from verifiers.math_expression import ExpressionParser
+from verifiers.math_notation import spelled_out
 from verifiers.math_sets import without_points
 from verifiers.math_tokens import Token, Unreadable, tokenize
 from verifiers.math_tree import Node, check_nesting, closing_index, number, split_top
@@ -44,7 +45,7 @@ def read_answer(text: str) -> Node | None:
         return Node("negate", (node,)) if simple[1] else node
     if text.startswith("**") and text.endswith("**"):
         text = text.strip("*")
-    tokens = _trim(tokenize(text))
+    tokens = _trim(tokenize(spelled_out(text)))
     try:
         check_nesting(tokens)
         return _read_list(tokens) if tokens else None

@@ -57,6 +57,8 @@ def refuse_costly(text: str) -> None:
         check_nesting(tokens)
     except Unreadable as error:
         raise Refused(f"not given to the symbolic path: {error}") from error
+    if "phantom" in text:
+        raise Refused("\\phantom is not given to the symbolic path, which would read what it hides")
     for position, token in enumerate(tokens):
         if token.text == "!" and token.kind == "sign":
             _refuse_factorial(tokens, position)
