@@ -309,6 +309,7 @@ def test_stdio_ground_truth_is_checked(stdio):
         [{"input": 1, "output": "2"}],
         {"input": "1", "output": "2"},
         [{"input": "", "output": "x" * (2 << 20)}],
+        [{"input": "1", "output": ""}, {"input": "2", "output": "\n"}],
     ):
         with pytest.raises(GroundTruthError):
             stdio.check_ground_truth(bad)

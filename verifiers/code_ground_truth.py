@@ -87,8 +87,8 @@ def read_cases(ground_truth: Any, *, longest_output: int) -> list[Case]:
     """The cases of a `code_stdio` ground truth: a list of {"input", "output"} objects, or JSON text of one.
 
     Raises:
-        GroundTruthError: not that, or an expected output longer than `longest_output` characters, which the sandbox
-            would cut.
+        GroundTruthError: not that, no expected output at all, or one longer than `longest_output` characters, which the
+            sandbox would cut.
     """
     rows = _from_text(ground_truth)
     if not isinstance(rows, list) or not rows:
@@ -106,6 +106,10 @@ def read_cases(ground_truth: Any, *, longest_output: int) -> list[Case]:
                 f"an expected output of {len(row['output'])} characters; raise output_kib ({longest_output} bytes)"
             )
         cases.append(Case(stdin=row["input"], stdout=row["output"]))
+    if not any(case.stdout.strip() for case in cases):
+        raise GroundTruthError(
+            f"no case of {len(cases)} expects any output: a program that does nothing would be right. Fix or remove it."
+        )
     return cases
 
 
