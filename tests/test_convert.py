@@ -206,6 +206,24 @@ def test_sets_of_the_hub_are_converted_by_subset_and_by_their_own_splits(
     assert f"{hub}:socratic (1 rows) against {hub}:main@test (1 instances): 0 overlap" in capsys.readouterr().out
 
 
+def test_every_command_of_the_docs_runs_in_turn(
+    repository: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gsm8k").mkdir()
+    for split in ("train", "test"):
+        write(tmp_path / "gsm8k" / f"{split}.jsonl", {"question": f"What is 1 + 2? {split}", "answer": "#### 3"})
+    write(tmp_path / "math_train.jsonl", {"problem": "What is 1 + 2?", "solution": r"\boxed{3}"})
+    task = {"task_id": 601, "text": "Write f.", "code": "def f(x):\n    return x", "test_list": ["assert f(1) == 1"]}
+    write(tmp_path / "mbpp.jsonl", task)
+    write(tmp_path / "svamp.jsonl", {"Body": "Ann has 3 cups.", "Question": "How many?"})
+    write(tmp_path / "train.jsonl", {"question": "What is 2 + 2?"})
+    text = (repository / "docs/data.md").read_text(encoding="utf-8")
+    commands = [line.split()[3:] for line in text.splitlines() if line.startswith("python -m rlvr ")]
+    assert {command[0] for command in commands} == {"decontaminate", "data"}
+    assert [main(command) for command in commands] == [0] * len(commands)
+
+
 def test_the_command_prints_what_became_of_the_rows(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in.jsonl", {"question": "q", "answer": "#### 3"}, {"question": "r", "answer": "3"})
     out = tmp_path / "out.jsonl"
