@@ -113,6 +113,8 @@ def read_conversations(source: Source, *, max_bad_share: float = 0.0, duplicates
     """The column `messages` alone, last assistant turn included, for supervised stages. Only a whole conversation that
     occurs again is a duplicate. Raises as `read_rows` does."""
 
+    refuse_remap(source)
+
     def build(raw: Any, place: str) -> Turns:
         turns = _turns(parsed(raw, place).get("messages"))
         if not any(turn["role"] == "assistant" for turn in turns):
@@ -122,11 +124,19 @@ def read_conversations(source: Source, *, max_bad_share: float = 0.0, duplicates
     return read(source, build, _texts, max_bad_share=max_bad_share, duplicates=duplicates)
 
 
+def refuse_remap(source: Source) -> None:
+    """Raise DataError for a `remap` where no verifier judges."""
+    if source.remap:
+        raise DataError(f"{source.path}: remap does nothing for rows that no verifier judges. Remove it.")
+
+
 def read_pairs(source: Source, *, max_bad_share: float = 0.0, duplicates: Duplicates = "keep") -> Rows[Pair]:
     """The columns `chosen` and `rejected`, each a conversation (allenai's preference mixtures), for preference stages.
 
     Only a pair that occurs again is a duplicate. Raises as `read_rows` does.
     """
+
+    refuse_remap(source)
 
     def build(raw: Any, place: str) -> Pair:
         row = parsed(raw, place)

@@ -121,7 +121,7 @@ def _parse(line: bytes, *, first: bool) -> Any:
 def open_table(source: Source) -> Any:
     """The Arrow table of a Parquet file, a `datasets` folder or a Hub id. Raises DataError."""
     path = pathlib.Path(source.path)
-    refuse_idle_subset(source.path, source.subset)
+    refuse_idle_options(source.path, source.subset, source.split)
     return _parquet(path) if path.suffix == ".parquet" and path.is_file() else _dataset(source, path)
 
 
@@ -131,7 +131,7 @@ def open_rows(source: Source) -> Lines | Table:
     if path.suffix in LOCAL_SUFFIXES and not path.exists():
         raise DataError(f"there is no file {path} (looked in {pathlib.Path.cwd()})")
     if path.suffix in (".jsonl", ".json") and path.is_file():
-        refuse_idle_subset(source.path, source.subset)
+        refuse_idle_options(source.path, source.subset, source.split)
         return Lines(path)
     return Table(source.path, open_table(source))
 
@@ -151,12 +151,14 @@ def _parquet(path: pathlib.Path) -> Any:
     return datasets.load_dataset("parquet", data_files=str(path), split="train").data.table
 
 
-def refuse_idle_subset(path: str, subset: str | None) -> None:
-    """Raise DataError for a subset of what has none: a file, or a folder that `datasets` saved."""
+def refuse_idle_options(path: str, subset: str | None, split: str) -> None:
+    """Raise DataError for a subset or a split of what has none: a file, or a folder that `datasets` saved."""
     place = pathlib.Path(path)
     saved = any((place / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
     if subset is not None and (place.is_file() or saved):
         raise DataError(f"{path}: subset={subset!r} does nothing, because only sets of the Hub have any. Remove it.")
+    if place.is_file() and split != Source.model_fields["split"].default:
+        raise DataError(f"{path}: split={split!r} does nothing, because a file is one split. Remove it.")
 
 
 def _dataset(source: Source, path: pathlib.Path) -> Any:

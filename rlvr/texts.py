@@ -12,7 +12,7 @@ from typing import Any
 from rlvr.config import Source, TextSource
 from rlvr.errors import DataError
 from rlvr.recipe import nearest_file
-from rlvr.row_files import RowFault, open_table, parsed, refuse_idle_subset
+from rlvr.row_files import RowFault, open_table, parsed, refuse_idle_options
 from rlvr.rows import MOST_SHOWN
 
 BLOCK_BYTES = 4 * 2**20
@@ -64,7 +64,7 @@ def blocks(source: TextSource) -> Iterator[Block]:
     is_lines = path.suffix in (".jsonl", ".json", ".gz")
     if (is_lines or path.suffix == ".parquet") and not path.is_file():
         raise DataError(f"there is no file {path} (looked in {pathlib.Path.cwd()}).{nearest_file(path)}")
-    refuse_idle_subset(source.path, source.subset)
+    refuse_idle_options(source.path, source.subset, source.split)
     if not is_lines:
         table = open_table(Source(path=source.path, subset=source.subset, split=source.split))
         for first in range(0, table.num_rows, BLOCK_ROWS):

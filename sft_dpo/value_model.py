@@ -19,7 +19,7 @@ import torch
 
 from rlvr import distributed
 from rlvr.config import Source
-from rlvr.data import mixed, read_mixture
+from rlvr.data import mixed, read_mixture, refuse_remap
 from rlvr.data_report import DataReport, report_of
 from rlvr.engine import Engine
 from rlvr.errors import DataError
@@ -112,6 +112,7 @@ def work(config: Value, tokenizer: Any) -> Work:
     vocabulary = len(tokenizer)
 
     def one(source: Source, **reading: Any) -> Rows[Judged]:
+        refuse_remap(source)
         return read(source, lambda raw, place: _judged(parsed(raw, place), vocabulary), lambda row: row.name, **reading)
 
     train = regression(config, "value", read_mixture(options, one, lambda row: ()))

@@ -180,6 +180,23 @@ def test_conversations_keep_the_answer_and_need_no_other_column(tmp_path: pathli
         read_conversations(write(tmp_path / "bad.jsonl", {"messages": [USER]}))
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ({"remap": {"math": "gsm8k"}}, "remap does nothing for rows that no verifier judges. Remove it."),
+        ({"split": "test"}, "split='test' does nothing, because a file is one split. Remove it."),
+    ],
+)
+def test_options_of_a_source_that_would_do_nothing_are_refused(
+    tmp_path: pathlib.Path, option: dict[str, Any], expected: str
+) -> None:
+    file = write(tmp_path / "r.jsonl", {"messages": [USER, {"role": "assistant", "content": "3"}]})
+    for reader in (read_conversations, read_pairs):
+        with pytest.raises(DataError) as caught:
+            reader(Source(path=file.path, **option))
+        assert str(caught.value) == f"{file.path}: {expected}"
+
+
 def test_pairs_differ_in_their_last_turn_and_in_nothing_else(tmp_path: pathlib.Path) -> None:
     def pair(chosen: str, rejected: str, question: str = "1 + 2?") -> dict[str, Any]:
         turns = [[USER], [{"role": "user", "content": question}]]
