@@ -1,4 +1,4 @@
-"""Options of the objective that exclude each other, or that would do nothing in a run: one text each, with a remedy."""
+"""Options that exclude each other, or that would do nothing in a run: one text each, with a remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pydantic
 
 if TYPE_CHECKING:
-    from rlvr.config import Algorithm, Config
+    from rlvr.config import Algorithm, Config, Learner, Model
 
 WHITENED: dict[str, bool | None] = {
     "gae": None,
@@ -153,6 +153,44 @@ def asynchronous_problems(config: Config) -> list[str]:
         problems.append(
             f"rollout.refill_rounds={config.rollout.refill_rounds} waits for verdicts before it samples more, and "
             f"asynchronous.max_staleness={options.max_staleness} samples ahead of them: remove one"
+        )
+    return problems
+
+
+def engine_problems(model: Model, learner: Learner) -> list[str]:
+    """Combinations that DeepSpeed cannot do or does wrongly, whatever the stage of training."""
+    problems = []
+    if learner.offload_optimizer and learner.zero_stage == 0:
+        problems.append("learner.offload_optimizer=true needs split state: set learner.zero_stage to 1, 2 or 3")
+    if learner.offload_parameters and learner.zero_stage != 3:
+        problems.append(
+            f"learner.offload_parameters=true with zero_stage={learner.zero_stage}: only stage 3 splits weights: "
+            "set learner.zero_stage=3"
+        )
+    if model.lora is not None and any(name.split(".")[-1] == "lm_head" for name in model.lora.target_modules):
+        problems.append("model.lora.target_modules names 'lm_head', which is computed in chunks and cannot be adapted")
+    if model.dtype == "bfloat16" and learner.zero_stage == 0:
+        problems.append(
+            "model.dtype='bfloat16' with learner.zero_stage=0 takes DeepSpeed's FP16_UnfusedOptimizer, whose first "
+            "Adam steps are wrong (bias correction): set learner.zero_stage to 1, 2 or 3, or model.dtype to 'float32'"
+        )
+    return problems
+
+
+def idle_engines(config: Config) -> list[str]:
+    """Options of engines that this run does not have."""
+    problems = []
+    if config.learner.offload_reference and config.algorithm.kl_coefficient == 0.0:
+        problems.append("learner.offload_reference=true does nothing with algorithm.kl_coefficient=0: remove one")
+    if config.model.lora is not None and config.learner.offload_reference:
+        problems.append(
+            "learner.offload_reference=true does nothing with model.lora, whose reference is the policy with its "
+            "adapters off: remove one"
+        )
+    if config.model.lora is not None and config.critic.init == "scratch":
+        problems.append(
+            "critic.init='scratch' with model.lora would train adapters of a network of random weights: set "
+            "critic.init to 'policy' or to a reward model"
         )
     return problems
 

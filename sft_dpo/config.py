@@ -28,9 +28,9 @@ from rlvr.config import (
     Sources,
     Training,
     Verification,
-    engine_problems,
     refuse,
 )
+from rlvr.contradictions import engine_problems
 
 
 class StageTraining(Section):

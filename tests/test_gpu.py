@@ -9,9 +9,11 @@ import subprocess
 
 import pytest
 import torch
-from tiny import FAMILIES, make_model, sequences
+from tiny import FAMILIES, largest_difference, make_model, recipe, sequences, trajectories, weights
 
-from rlvr import attention
+from rlvr import attention, distributed
+from rlvr.engine import Engine
+from rlvr.learner import Learner
 from rlvr.model import load_policy
 from rlvr.packing import pack
 
@@ -63,3 +65,39 @@ def test_packed_log_probabilities_on_a_gpu_equal_one_by_one(
 
     # the same weights and kernels; only the order of bfloat16 sums may differ
     assert (logprobs(10_000) - logprobs(1)).abs().mean().item() < 0.02
+
+
+def state_devices(engine: Engine) -> set[str]:
+    """Where AdamW's moments are, and the float32 weights that it updates."""
+    adamw = engine.engine.basic_optimizer
+    moments = [value for state in adamw.state.values() for name, value in state.items() if name != "step"]
+    masters = [parameter for group in adamw.param_groups for parameter in group["params"]]
+    return {tensor.device.type for tensor in [*moments, *masters]}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_what_is_offloaded_lies_in_cpu_memory_and_the_update_is_the_same(
+    zero_stage: int, tmp_path: pathlib.Path
+) -> None:
+    distributed.start()
+    path = make_model(tmp_path, hidden_size=512, intermediate_size=512)  # over 100,000 numbers: ZeRO-3 splits those
+    offloads = {"learner.offload_optimizer": True, "learner.offload_reference": True}
+    if zero_stage == 3:
+        offloads["learner.offload_parameters"] = True
+    reached = []
+    for options, expected in (({}, "cuda"), (offloads, "cpu")):
+        learner = Learner(recipe(path, {"learner.zero_stage": zero_stage, **options}), total_updates=2)
+        batch = trajectories()
+        for step in range(2):
+            targets, _ = learner.targets(batch)
+            learner.update(batch, targets, step=step)
+        assert state_devices(learner.policy) == {expected}
+        if zero_stage == 3:
+            parts = learner.policy.engine.module.transformer.model.layers.parameters()
+            assert {part.ds_tensor.device.type for part in parts if part.numel() == 0} == {expected}
+        if options:
+            parts = learner.reference.module.transformer.model.layers.parameters()
+            assert {part.ds_tensor.device.type for part in parts if part.numel() == 0} == {"cpu"}
+        reached.append(weights(learner.policy))
+    assert largest_difference(*reached) < 1e-4  # a hundredth of one update: gradients and AdamW on another device

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -335,7 +336,8 @@ def two_rank_cases(model: str, tied: str, folder: pathlib.Path) -> dict[str, dic
     for name, options in OFFLOADED.items():
         cases[name] = case(model, uneven, options, updates=3)
     for stage in (1, 3):
-        cases[f"adapters, zero {stage}"] = case(model, uneven, ADAPTERS | {"learner.zero_stage": stage}, updates=2)
+        options, saved = ADAPTERS | {"learner.zero_stage": stage}, str(folder / f"adapters_{stage}")
+        cases[f"adapters, zero {stage}"] = case(model, uneven, options, updates=2, save=saved)
     cases["zero 3, tied"] = case(tied, uneven, ONE_ROW_EACH | TIED | {"learner.zero_stage": 3}, updates=2)
     for stage in (0, 2):
         options = {"learner.zero_stage": stage}
@@ -474,6 +476,19 @@ def test_a_policy_saved_from_two_ranks_in_many_files_is_the_policy(
     assert largest_difference(dict(loaded.named_parameters()), two_ranks[f"zero {stage}"]["policy"]) == 0.0
     assert loaded.generation_config.eos_token_id == 0
     assert transformers.AutoTokenizer.from_pretrained(folder).chat_template is not None
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_adapters_saved_from_two_ranks_are_merged_and_lie_beside_the_merged_model(
+    stage: int, model: str, two_ranks: dict[str, Any], saved_by_two_ranks: pathlib.Path
+) -> None:
+    folder = saved_by_two_ranks / f"adapters_{stage}"
+    merged = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    start = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    assert largest_difference(dict(merged.named_parameters()), dict(start.named_parameters())) > 1e-3
+    assert largest_difference(dict(merged.named_parameters()), two_ranks[f"adapters, zero {stage}"]["policy"]) == 0.0
+    adapted = peft.PeftModel.from_pretrained(start, folder / "adapter").merge_and_unload()
+    assert largest_difference(dict(adapted.named_parameters()), dict(merged.named_parameters())) < 1e-6
 
 
 def test_tied_weights_in_chunks_with_checkpointing_equal_plain_ones_when_split_over_ranks(

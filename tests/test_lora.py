@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
-from tiny import largest_difference, make_model, recipe, trajectories, weights
+from tiny import FAMILIES, largest_difference, make_model, recipe, trajectories, weights
 
 from rlvr import distributed
 from rlvr.errors import ConfigError
@@ -64,10 +64,13 @@ def test_a_merged_weight_is_its_own_plus_the_scaled_product(model: str) -> None:
     torch.testing.assert_close(weights(learner.policy)[f"{name}.weight"], expected.detach(), rtol=0, atol=1e-6)
 
 
-def test_a_model_of_the_merged_weights_answers_as_the_adapted_one(model: str) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_the_merged_weights_answers_as_the_adapted_one(family: str, tmp_path: pathlib.Path) -> None:
+    model = make_model(tmp_path, family)
     learner, plain = learner_of(model), Learner(recipe(model), total_updates=1)
     update(learner)
     merged = weights(learner.policy)
+    assert largest_difference(merged, weights(plain.policy)) > 1e-2
     with torch.no_grad():
         for name, parameter in plain.policy.engine.module.transformer.named_parameters():
             parameter.copy_(merged[name])
@@ -75,6 +78,22 @@ def test_a_model_of_the_merged_weights_answers_as_the_adapted_one(model: str) ->
     ours, _ = learner.logprobs(batch, learner.rows(batch))
     theirs, _ = plain.logprobs(batch, plain.rows(batch))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_gradient_checkpointing_changes_nothing(stage: int, model: str) -> None:
+    reached = []
+    for checkpointing in (False, True):
+        learner = learner_of(model, **{"learner.zero_stage": stage, "model.gradient_checkpointing": checkpointing})
+        update(learner)
+        reached.append(weights(learner.policy))
+    assert largest_difference(*reached) < 1e-6
+    assert (
+        largest_difference(
+            reached[0], dict(transformers.AutoModelForCausalLM.from_pretrained(model).named_parameters())
+        )
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("stage", [1, 3])
