@@ -59,15 +59,14 @@ class Engine:
             # DeepSpeed's own CPU Adam would be compiled at start-up
             fused=True,
         )
-        if zero_stage == 3:
-            _register_borrowed(model)
+        config = _deepspeed_config(
+            optimizer, zero_stage, dtype, offload_optimizer=offload_optimizer, offload_parameters=offload_parameters
+        )
         self._adamw_hook = adamw.register_step_pre_hook(lambda *_: self._check_gradients(adamw))
         self.engine, *_ = deepspeed.initialize(
-            model=model.to(distributed.device()),
+            model=_placed(model, config),
             optimizer=adamw,
-            config=_deepspeed_config(
-                optimizer, zero_stage, dtype, offload_optimizer=offload_optimizer, offload_parameters=offload_parameters
-            ),
+            config=config,
             dist_init_required=False,
         )
         self._all_trained = len(trained) == sum(1 for _ in model.parameters())
@@ -181,13 +180,12 @@ class FrozenEngine:
 
     def __init__(self, model: nn.Module, *, split: bool, offload: bool, dtype: str) -> None:
         self._split = split or offload
-        self.module = model.requires_grad_(requires_grad=False).eval().to(distributed.device())
+        stage = 3 if self._split else 0
+        config = _deepspeed_config(Optimizer(), stage, dtype, offload_optimizer=False, offload_parameters=offload)
+        self.module = _placed(model.requires_grad_(requires_grad=False).eval(), config)
         self._forward: Any = self.module
         if self._split:
-            deepspeed = _deepspeed()
-            _register_borrowed(self.module)
-            config = _deepspeed_config(Optimizer(), 3, dtype, offload_optimizer=False, offload_parameters=offload)
-            self._forward, *_ = deepspeed.initialize(model=self.module, config=config, dist_init_required=False)
+            self._forward, *_ = _deepspeed().initialize(model=self.module, config=config, dist_init_required=False)
 
     def __call__(self, *args: Any) -> Any:
         with torch.no_grad():
@@ -248,6 +246,20 @@ def _deepspeed() -> Any:
         # gloo does the reductions; DeepSpeed's shared-memory ones would be compiled here, with g++ and ninja
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _placed(model: nn.Module, config: dict[str, Any]) -> nn.Module:
+    """The model on this rank's device: whole, or for ZeRO-3 this rank's part, split one weight at a time.
+
+    DeepSpeed itself would bring the whole model to the device first, where a large one does not fit.
+    """
+    if config["zero_optimization"]["stage"] < 3:
+        return model.to(distributed.device())
+    _register_borrowed(model)
+    _deepspeed().zero.Init(module=model, config_dict_or_path=config)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(distributed.device())
+    return model
 
 
 def _register_borrowed(model: nn.Module) -> None:
