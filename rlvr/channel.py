@@ -82,7 +82,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Alive(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The engine took a step since the last message."""
+    """The engine has sampled since the last time."""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

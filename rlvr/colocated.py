@@ -72,6 +72,7 @@ class Sampler:
         self.policy_version = -1 if load_format == "dummy" else 0
         """Weight updates received in this process after the first, which makes it 0."""
         self._request_count = 0
+        self._proof_priority = 0
         self.rollout = config.rollout
         self._can_sleep = torch.cuda.is_available() and config.sampler.sleep
         self._asleep = False
@@ -191,7 +192,7 @@ class Sampler:
         keys = [f"sequence-{self._request_count}-{index}" for index in range(len(sequences))]
         self._request_count += 1
         for key, sequence in zip(keys, sequences, strict=True):
-            engine.add_request(key, {"prompt_token_ids": list(sequence)}, params)
+            engine.add_request(key, {"prompt_token_ids": list(sequence)}, params, priority=self._proof_priority)
         found: dict[str, list[float]] = {}
         if self.statistics is not None:  # they are of rollouts alone
             self.statistics.is_recording = False

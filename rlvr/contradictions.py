@@ -149,11 +149,6 @@ def asynchronous_problems(config: Config) -> list[str]:
             "algorithm.importance_cap (Olmo 3: 2.0) or importance_mask, which weight by learner over sampler, or "
             "algorithm.old_logprobs='sampler'"
         )
-    if options.max_staleness > 0 and config.rollout.refill_rounds:
-        problems.append(
-            f"rollout.refill_rounds={config.rollout.refill_rounds} waits for verdicts before it samples more, and "
-            f"asynchronous.max_staleness={options.max_staleness} samples ahead of them: remove one"
-        )
     return problems
 
 

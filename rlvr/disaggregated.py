@@ -62,7 +62,12 @@ class RemoteSampler:
         """Weight updates that the engines have received after the first, which makes it 0."""
         for replica in self._replicas:
             threading.Thread(target=self._read, args=(place.store, replica), daemon=True).start()
-        self._wait(lambda: set(self._replicas) - self._ready, placement.start_timeout_seconds, "has not started")
+        self._wait(
+            lambda: set(self._replicas) - self._ready,
+            placement.start_timeout_seconds,
+            "has not started",
+            option="start_timeout_seconds",
+        )
 
     def describe(self) -> str:
         return ", ".join(self._names.values())
@@ -169,7 +174,15 @@ class RemoteSampler:
         self._wait(missing, seconds, "has not answered", takes_samples=takes_samples)
         return {replica: self._answers.pop((replica, ticket)) for replica in sorted(replicas)}
 
-    def _wait(self, missing: Callable[[], set[int]], seconds: float, fault: str, *, takes_samples: bool = True) -> None:
+    def _wait(
+        self,
+        missing: Callable[[], set[int]],
+        seconds: float,
+        fault: str,
+        *,
+        takes_samples: bool = True,
+        option: str = "timeout_seconds",
+    ) -> None:
         """Take messages until nobody is missing. Raises SamplerError for a rank that is silent for too long."""
         started = time.monotonic()
         while absent := missing():
@@ -180,7 +193,7 @@ class RemoteSampler:
                 if silent > seconds:
                     raise SamplerError(
                         f"{self._names[replica]} {fault}: no sign of life for {silent:.0f} s (limit {seconds:g} s; see "
-                        "placement.timeout_seconds). It hangs, or its machine is gone or too slow."
+                        f"placement.{option}). It hangs, or its machine is gone or too slow."
                     )
 
     def _take(self, seconds: float, *, takes_samples: bool = True) -> None:

@@ -120,7 +120,7 @@ def keep_groups_with_signal(
         scored=drawn,
         kept=close_ranks(kept, samples_per_prompt),
         dropped=[one for one in drawn if found[one.completion.group] is not Signal.SOME],
-        rounds=made,
+        rounds=first.rounds + made,
         groups_missing=missing,
         idle_seconds=idle_seconds,
     )

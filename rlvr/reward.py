@@ -68,11 +68,19 @@ class Scorer:
         while not wanted <= self._verdicts.keys():
             self._take(self._pool.poll(wait_seconds=1.0))
         self.idle_seconds += time.perf_counter() - started
+        scored = self.judged(sorted(self._completions))
+        assert scored is not None
+        return scored
+
+    def judged(self, indices: Sequence[int]) -> list[Scored] | None:
+        """These completions, if every verdict on them has come; does not look for others."""
         scored = []
-        for index in sorted(self._completions):
+        for index in indices:
             completion = self._completions[index]
-            verdicts = tuple(self._verdicts[index, n] for n in range(len(completion.prompt.tasks)))
-            scored.append(score(completion, verdicts, self._reward))
+            keys = [(index, number) for number in range(len(completion.prompt.tasks))]
+            if not all(key in self._verdicts for key in keys):
+                return None
+            scored.append(score(completion, tuple(self._verdicts[key] for key in keys), self._reward))
         return scored
 
     def _take(self, finished: Iterable[tuple[Any, Verdict]]) -> None:

@@ -57,6 +57,7 @@ def start_roll_out(
     on_completion: Callable[[int, Completion], None] = lambda index, completion: None,
     lengths: Sequence[int] | None = None,
     first_slot: int = 0,
+    shows_progress: bool = True,
 ) -> RollOut:
     """Ask for `samples_per_prompt` completions of each prompt.
 
@@ -68,6 +69,7 @@ def start_roll_out(
         on_completion: called with (index in the result, completion) as each one finishes.
         lengths: for benchmarks, tokens of each completion of the result: nothing else ends it.
         first_slot: slot in the step of the first of all ranks' prompts.
+        shows_progress: by a bar on rank 0; without, where others are waited for meanwhile.
     """
     # slots of the whole step, whatever the number of ranks, as `share_of_rank` deals them out
     slots = range(first_slot + distributed.rank(), 10**12, distributed.world_size())
@@ -85,7 +87,7 @@ def start_roll_out(
     completions: dict[int, Completion] = {}
     bar = tqdm(
         total=len(plan), desc="rollout", unit="sample", delay=BAR_DELAY_SECONDS, leave=False,
-        disable=distributed.rank() != 0,
+        disable=distributed.rank() != 0 or not shows_progress,
     )  # fmt: skip
     started, tokens = time.perf_counter(), 0
 

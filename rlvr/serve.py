@@ -6,6 +6,7 @@ being sampled.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing.connection
 import os
 import signal
@@ -25,6 +26,8 @@ from rlvr.config import Config
 from rlvr.errors import SamplerError, WeightSyncError
 
 ALIVE_SECONDS = 1.0
+FAREWELL_SECONDS = 5.0
+"""How long a rank that fails at its start waits for learners that have not connected, to tell them."""
 
 
 class Replica(Sampler):
@@ -40,15 +43,23 @@ class Replica(Sampler):
             max_model_len=max_model_len,
             weight_transfer_config={"backend": weight_transfer.backend()},
             async_scheduling=False,  # a step's tokens are known after it: each is stamped with its weights
+            scheduling_policy="priority",  # the proof of new weights does not wait for all that was asked before it
         )
+        self._proof_priority = -1
         self._recompute = config.asynchronous is not None and config.asynchronous.recompute_kv_cache
         self._coming: int | None = None
         """Version of the weights that are on their way."""
+        self._is_open = False
+        """Whether vLLM holds an update open."""
+        self._is_partial = False
+        """Whether the weights are part old, part new."""
 
     def transfer(self, order: Transfer) -> None:
         """One call of vLLM's API. Raises WeightSyncError for one that is out of turn."""
         if order.call == "init":
-            self._coming = None
+            if self._is_open:  # by an update that stopped half-way: vLLM would take no other
+                self._llm.finish_weight_update()
+            self._coming, self._is_open = None, False
             self._llm.init_weight_transfer_engine({"init_info": order.info})
             return
         expected = self.policy_version + 1 if order.call == "start" else self._coming
@@ -61,11 +72,16 @@ class Replica(Sampler):
             self._coming = order.version
             self._checksums.clear()
             self._llm.start_weight_update()
+            self._is_open = self._is_partial = True
         elif order.call == "update":
-            self._llm.update_weights({"update_info": order.info})
+            try:
+                self._llm.update_weights({"update_info": order.info})
+            except WeightSyncError:
+                self._is_open = False  # vLLM has ended it
+                raise
         else:
             self._llm.finish_weight_update()
-            self._coming = None
+            self._coming, self._is_open, self._is_partial = None, False, False
             self.weights_changed()
 
     def weights_changed(self) -> None:
@@ -73,29 +89,33 @@ class Replica(Sampler):
         if self._recompute and not self._llm.llm_engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("vLLM did not give up the keys and values of its running requests")
 
+    def tokens_under_way(self) -> int:
+        """Tokens of unfinished completions."""
+        states = self._llm.llm_engine.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states)
+
     def is_loading(self) -> bool:
-        """Whether an update has begun and not ended: nothing may be sampled then."""
-        return self._coming is not None
+        """Whether the last update that began has not become whole: nothing may be sampled then."""
+        return self._is_partial
 
 
 class Server:
     """The connections to the learner ranks, and the engine that works for them."""
+
+    sampler: Replica
+    """Set before `run`: the door is open while the engine starts, so that the learners hear when it fails."""
 
     def __init__(self, config: Config, place: distributed.Place) -> None:
         self._placement = config.placement
         self._lines: dict[int, Line] = {}
         """By learner rank."""
         self._open: set[int] = set(range(config.placement.learner_ranks or 0))
-        self._spoke = time.monotonic()
+        self._signs_at = time.monotonic()
+        self._finished = 0
+        self._progress = (0, 0)
         listener = channel.listen(place.store, place.replica, backlog=len(self._open))
         self._accepting = threading.Thread(target=self._accept, args=(listener,), daemon=True)
         self._accepting.start()
-        tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
-        self.sampler = Replica(
-            config,
-            stop_token_ids=stop_token_ids(config.model.path, tokenizer),
-            max_model_len=config.data.max_prompt_tokens + config.rollout.max_tokens,
-        )
 
     def _accept(self, listener: multiprocessing.connection.Listener) -> None:
         for _ in range(len(self._open)):
@@ -122,14 +142,25 @@ class Server:
                 for key, sampled in self.sampler.step():
                     learner, ticket, index = map(int, key.split("-"))
                     self._tell(learner, Finished(ticket=ticket, index=index, sampled=sampled))
-                if time.monotonic() - self._spoke > ALIVE_SECONDS:
-                    self._tell_all(Alive())
+                    self._finished += 1
+                self._give_signs()
+
+    def _give_signs(self) -> None:
+        """Tell every learner rank that the engine is alive, if it has sampled anything since the last time."""
+        if time.monotonic() - self._signs_at < ALIVE_SECONDS:
+            return
+        self._signs_at = time.monotonic()
+        progress = (self._finished, self.sampler.tokens_under_way())
+        if progress != self._progress:
+            self._progress = progress
+            for learner in sorted(self._open):
+                self._tell(learner, Alive())
 
     def _orders(self, *, wait: bool) -> list[tuple[int, bytes]]:
         """Orders that have come; at least one if `wait`. Raises SamplerError when none comes in time."""
         seconds = self._placement.idle_timeout_seconds
         if self.sampler.is_loading():
-            seconds = self._placement.timeout_seconds
+            seconds = 2 * self._placement.timeout_seconds  # the learner, who can name another rank, gives up first
         by_line = {self._lines[learner].fileno(): learner for learner in self._open}
         ready = multiprocessing.connection.wait(list(by_line), seconds if wait else 0.0)
         if wait and not ready:
@@ -172,14 +203,10 @@ class Server:
             self._lines[learner].send(report)
         except SamplerError as error:
             raise SamplerError(f"learner rank {learner} {error}") from error
-        self._spoke = time.monotonic()
-
-    def _tell_all(self, report: Report) -> None:
-        for learner in sorted(self._open):
-            self._tell(learner, report)
 
     def fail(self, error: BaseException) -> None:
         """Tell the learners why this rank ends, as far as they can be told."""
+        self._accepting.join(FAREWELL_SECONDS)
         for learner in sorted(self._open & set(self._lines)):
             try:
                 self._lines[learner].send(Failed(error=f"{type(error).__name__}: {error}"))
@@ -200,10 +227,20 @@ def serve(config: Config, place: distributed.Place) -> None:
         signal.signal(number, stop)
     server = Server(config, place)
     try:
-        server.run()
+        with contextlib.closing(start_engine(config)) as engine:
+            server.sampler = engine
+            server.run()
     except Exception as error:
         server.fail(error)
         raise
     finally:
-        server.sampler.close()
         distributed.stop()
+
+
+def start_engine(config: Config) -> Replica:
+    tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
+    return Replica(
+        config,
+        stop_token_ids=stop_token_ids(config.model.path, tokenizer),
+        max_model_len=config.data.max_prompt_tokens + config.rollout.max_tokens,
+    )

@@ -82,7 +82,7 @@ def train_step(parts: Parts, step: int, ahead: Ahead | None = None) -> dict[str,
             parts.train_set.spare(step, config.rollout.prompts_per_step, config.seed),
             lambda prompts, first_slot: sample(parts, step, clock, prompts, first_slot),
             wanted=config.rollout.prompts_per_step,
-            rounds=config.rollout.refill_rounds,
+            rounds=config.rollout.refill_rounds if ahead is None else ahead.rounds_left,
             samples_per_prompt=config.rollout.samples_per_prompt,
         )
     with clock.stage("verify"):

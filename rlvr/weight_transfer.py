@@ -38,6 +38,11 @@ BUCKET_BYTES = 2**24
 IN_FLIGHT = 2
 """Buckets on their way at the same time."""
 
+
+class TransferStoppedError(WeightSyncError):
+    """The other side did not take its part in an update before the deadline, or is gone."""
+
+
 Piece = tuple[int, int, int]
 """Which tensor, its first byte, and the byte after its last."""
 
@@ -200,7 +205,11 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         )
         with ThreadPoolExecutor(max_workers=1) as executor:  # both sides meet inside the call
             joined = executor.submit(client.init_weight_transfer_engine, dataclasses.asdict(info))
-            engine._group = _join(store, 0, init_info.world_size, timeout)
+            try:
+                engine._group = _join(store, 0, init_info.world_size, timeout)
+            except WeightSyncError:
+                joined.result()  # raises what names who did not come
+                raise
             joined.result()
         return engine
 
@@ -225,7 +234,11 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         executor = ThreadPoolExecutor(max_workers=1)
         try:
             received = executor.submit(self.client.update_weights, dataclasses.asdict(info))
-            send(self._group, announced(self.source, metadata), metadata, self._bucket_bytes)
+            try:
+                send(self._group, announced(self.source, metadata), metadata, self._bucket_bytes)
+            except TransferStoppedError:
+                received.result()  # gloo knows no names: this raises what names the one that is missing
+                raise
             received.result()
         except BaseException:
             self.shutdown()  # the workers must not wait for the rest
@@ -256,7 +269,10 @@ def announced(
 
 
 def send(group: Any, weights: Any, metadata: Sequence[ParamMeta], bucket_bytes: int) -> None:
-    """Broadcast weights from rank 0, holding no more of them than the buckets on their way."""
+    """Broadcast weights from rank 0, holding no more of them than the buckets on their way.
+
+    Raises TransferStoppedError when a bucket is not taken before the group's deadline, or a worker is gone.
+    """
     ahead = iter(weights)
     held: dict[int, torch.Tensor] = {}
     newest = -1
@@ -274,17 +290,17 @@ def send(group: Any, weights: Any, metadata: Sequence[ParamMeta], bucket_bytes: 
             if last == held[index].numel():
                 del held[index]
         if len(works) > IN_FLIGHT:
-            works.popleft()[1].wait()
+            _finish(works.popleft()[1], "a bucket was not taken")
     for _ in ahead:  # lets the source see its end, where it checks that all was taken
         pass
     for _, work in works:
-        work.wait()
+        _finish(work, "a bucket was not taken")
 
 
 def receive(group: Any, metadata: Sequence[ParamMeta], bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield weights as they arrive, with the next buckets already asked for.
 
-    Raises WeightSyncError when one does not arrive before the group's deadline, or the sender is gone.
+    Raises TransferStoppedError when one does not arrive before the group's deadline, or the sender is gone.
     """
     large: dict[int, torch.Tensor] = {}
     works: deque[tuple[list[Piece], torch.Tensor, Any]] = deque()
@@ -307,13 +323,8 @@ def receive(group: Any, metadata: Sequence[ParamMeta], bucket_bytes: int) -> Ite
         ask()
     while works:
         bucket, flat, work = works.popleft()
-        try:
-            work.wait()
-        except RuntimeError as error:
-            raise WeightSyncError(
-                f"the weight update stopped half-way: bucket {count + 1} did not arrive ({_reason(error)})"
-            ) from error
         count += 1
+        _finish(work, f"bucket {count} did not arrive")
         ask()
         at = 0
         for index, first, last in bucket:
@@ -337,6 +348,13 @@ def _join(store: Any, rank: int, world_size: int, timeout: datetime.timedelta) -
             f"learner and samplers ({world_size} processes) did not meet for weight transfer within "
             f"{timeout.total_seconds():g} s ({_reason(error)})"
         ) from error
+
+
+def _finish(work: Any, fault: str) -> None:
+    try:
+        work.wait()
+    except RuntimeError as error:
+        raise TransferStoppedError(f"the weight update stopped half-way: {fault} ({_reason(error)})") from error
 
 
 def _broadcast(group: Any, flat: torch.Tensor) -> Any:

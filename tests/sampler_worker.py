@@ -1,10 +1,13 @@
 """A sampling rank for the tests: `python tests/sampler_worker.py CONFIG REPLICA PORT`. A request for `FATAL_TOKENS`
-tokens makes its engine raise."""
+tokens makes its engine raise; one for `STUCK_TOKENS` makes it take steps that sample nothing, until one for
+`FREE_TOKENS`. With `FAILS_AT_START` in the environment it does not start."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
+import time
 from typing import Any
 
 import torch
@@ -19,18 +22,32 @@ from rlvr.colocated import Request  # noqa: E402
 from rlvr.config import Config  # noqa: E402
 
 FATAL_TOKENS = 11
+STUCK_TOKENS = 12
+FREE_TOKENS = 13
+FAILS_AT_START = "SAMPLER_WORKER_FAILS_AT_START"
 
 
 class Faulty(serve.Replica):
     """The real one, with an engine that fails on demand."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if FAILS_AT_START in os.environ:
+            raise ValueError("No available memory for the cache blocks.")
+        super().__init__(*arguments, **options)
+        self._real_step = self._llm.llm_engine.step
+
     def add(self, key: str, request: Request) -> None:
         super().add(key, request)
-        if request.max_tokens == FATAL_TOKENS:
-            self._llm.llm_engine.step = self._raise
+        steps = {FATAL_TOKENS: self._raise, STUCK_TOKENS: self._sample_nothing, FREE_TOKENS: self._real_step}
+        if request.max_tokens in steps:
+            self._llm.llm_engine.step = steps[request.max_tokens]
 
     def _raise(self) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def _sample_nothing(self) -> list[Any]:
+        time.sleep(0.01)
+        return []
 
 
 def main(config_path: str, replica: str, port: str) -> None:

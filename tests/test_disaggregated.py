@@ -10,7 +10,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -21,9 +20,10 @@ from rlvr import environment
 
 environment.prepare(enforce_eager=True)
 
-from sampler_worker import FATAL_TOKENS  # noqa: E402
+from sampler_worker import FAILS_AT_START, FATAL_TOKENS, FREE_TOKENS, STUCK_TOKENS  # noqa: E402
 
 from rlvr import distributed  # noqa: E402
+from rlvr.channel import Transfer  # noqa: E402
 from rlvr.chat import load_tokenizer  # noqa: E402
 from rlvr.colocated import Request, Sampled  # noqa: E402
 from rlvr.config import Config  # noqa: E402
@@ -69,11 +69,9 @@ class Run:
         config_path.write_text(self.config.model_dump_json())
         distributed.start()
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-        environ = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-        environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         self.processes = [
             subprocess.Popen(
-                [sys.executable, str(WORKER), str(config_path), str(replica), str(store.port)], env=environ
+                [sys.executable, str(WORKER), str(config_path), str(replica), str(store.port)], env=environ()
             )
             for replica in range(2)
         ]
@@ -232,6 +230,13 @@ def test_sampling_goes_on_across_an_update_and_each_token_is_stamped(run: Run) -
             assert difference[:first].max() > 1e-3
 
 
+def wait_for_the_rest(run: Run) -> None:
+    """After an error: the engines work again, and what was asked comes."""
+    for batch in list(run.sampler._batches.values()):
+        run.sampler.wait(batch)
+    assert not run.sampler._batches
+
+
 def test_a_stopped_sampling_rank_is_named_at_the_deadline_and_may_come_back(run: Run) -> None:
     process = run.processes[1]
     process.send_signal(signal.SIGSTOP)
@@ -240,24 +245,118 @@ def test_a_stopped_sampling_rank_is_named_at_the_deadline_and_may_come_back(run:
             sample(run, requests(12))
     finally:
         process.send_signal(signal.SIGCONT)
-    run.sampler.wait(next(iter(run.sampler._batches.values())))
-    assert not run.sampler._batches
+    wait_for_the_rest(run)
+
+
+def test_an_engine_that_takes_steps_and_samples_nothing_is_named_at_the_deadline(run: Run) -> None:
+    with pytest.raises(SamplerError, match=r"sampling rank 1 .*has sampled nothing: no sign of life for 5 s"):
+        sample(run, requests(1, max_tokens=STUCK_TOKENS))
+    sample(run, requests(1, max_tokens=FREE_TOKENS))
+    wait_for_the_rest(run)
+
+
+def test_a_sampling_rank_that_stops_in_the_middle_of_an_update_is_named_at_the_deadline(run: Run) -> None:
+    process = run.processes[1]
+
+    def stop_the_rank_half_way(weights: Weights) -> Weights:
+        for number, pair in enumerate(weights):
+            if number == 5:
+                process.send_signal(signal.SIGSTOP)
+            yield pair
+
+    run.change_weights()
+    run.sync.after_gather = stop_the_rank_half_way
+    try:
+        with pytest.raises(WeightSyncError, match=rf"sampling rank 2 \(pid {process.pid} .* has not answered: no sign"):
+            run.sync.publish()
+    finally:
+        process.send_signal(signal.SIGCONT)
+    run.sync.after_gather = lambda weights: weights
+    assert run.sync.publish().canary_difference < 1e-5
 
 
 def test_an_exception_in_vllm_is_told_in_its_own_words(run: Run) -> None:
-    with pytest.raises(SamplerError, match=r"sampling rank 1 .* failed: RuntimeError: CUDA error: an illegal memory"):
-        sample(run, requests(1, max_tokens=FATAL_TOKENS))
-    assert run.processes[0].wait(timeout=20) != 0
+    asked = [*requests(1), *requests(2, max_tokens=FATAL_TOKENS)[1:]]  # the second goes to the second engine
+    with pytest.raises(SamplerError, match=r"sampling rank 2 .* failed: RuntimeError: CUDA error: an illegal memory"):
+        sample(run, asked)
+    assert run.processes[1].wait(timeout=20) != 0
 
 
-def test_a_killed_sampling_rank_is_named_at_once(run: Run) -> None:
-    process = run.processes[1]
-    process.kill()
-    process.wait()
-    names = set()
-    for _ in range(50):  # the rank that failed in the test before is gone too, and said first
-        with pytest.raises(SamplerError, match="is gone: its process ended without a word") as caught:
+def test_a_sampling_rank_whose_learner_is_silent_in_the_middle_of_an_update_ends(run: Run) -> None:
+    version = run.sampler.policy_version + 1
+    run.sampler._send(0, Transfer(ticket=run.sampler.next_ticket(), call="start", version=version))
+    assert run.processes[0].wait(timeout=60) != 0
+    said = []
+    for _ in range(50):  # the rank that failed in the test before is gone too
+        with pytest.raises(SamplerError) as caught:
             sample(run, requests(2))
-        names.add(str(caught.value).split(" (")[0])
-        time.sleep(0.02)
-    assert names == {"sampling rank 1", "sampling rank 2"}
+        said.append(str(caught.value))
+    assert any("learner ranks [0] were silent for 10 s, in the middle of a weight update" in one for one in said), said
+    assert any("sampling rank 2" in one and "is gone: its process ended without a word" in one for one in said)
+
+
+READY = """
+import sys, time, torch.distributed as dist
+from rlvr import channel
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
+door = channel.listen(store, 0, backlog=1)
+line = channel.Line(door.accept(), 60.0)
+line.receive()
+line.send(channel.Ready(host="here", pid=1))
+time.sleep(600)
+"""
+
+
+def alone(folder: pathlib.Path, *, start_timeout_seconds: float) -> Config:
+    """A run with one sampling rank, that never trains."""
+    return Config.model_validate(
+        {
+            "run_dir": str(folder / "run"),
+            "model": {"path": str(folder)},
+            "data": {"train": "rows.jsonl"},
+            "rollout": {"prompts_per_step": 1},
+            "training": {"steps": 1},
+            "placement": {
+                "mode": "disaggregated",
+                "learner_ranks": 1,
+                "sampler_ranks": 1,
+                "start_timeout_seconds": start_timeout_seconds,
+            },
+        }
+    )
+
+
+def own_store() -> distributed.Place:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    return distributed.Place(samples=False, replica=-1, run_rank=0, store=store)
+
+
+def environ() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return kept | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_a_sampling_rank_that_does_not_start_is_named_at_the_deadline(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(SamplerError, match=r"sampling rank 1 has not started: .*see placement.start_timeout_seconds"):
+        RemoteSampler(alone(tmp_path, start_timeout_seconds=0.5), own_store())
+
+
+def test_an_engine_that_cannot_start_is_told_in_its_own_words(run: Run, tmp_path: pathlib.Path) -> None:
+    place = own_store()
+    config_path = tmp_path / "config.json"
+    config_path.write_text(run.config.model_dump_json())
+    command = [sys.executable, str(WORKER), str(config_path), "0", str(place.store.port)]
+    with subprocess.Popen(command, env=environ() | {FAILS_AT_START: "1"}) as process:
+        with pytest.raises(SamplerError, match="sampling rank 1 failed: ValueError: No available memory for the cache"):
+            RemoteSampler(alone(tmp_path, start_timeout_seconds=60.0), place)
+        assert process.wait(timeout=20) != 0
+
+
+def test_a_killed_sampling_rank_is_named_at_once(tmp_path: pathlib.Path) -> None:
+    place = own_store()
+    with subprocess.Popen([sys.executable, "-c", READY, str(place.store.port)], env=environ()) as process:
+        sampler = RemoteSampler(alone(tmp_path, start_timeout_seconds=60.0), place)
+        batch = sampler.submit(requests(1), lambda index, sampled: None)
+        process.kill()
+        with pytest.raises(SamplerError, match=r"sampling rank 1 \(pid 1 on here\) is gone: its process ended without"):
+            sampler.wait(batch)

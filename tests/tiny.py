@@ -148,8 +148,11 @@ def recipe(model: str, overrides: dict[str, Any] | None = None) -> Config:
 
 
 def weights(engine: Any) -> dict[str, torch.Tensor]:
-    """A copy of an engine's weights. Collective."""
-    return {name: weight.detach().clone().float() for name, weight in engine.named_weights()}
+    """A copy of an engine's weights, which are what it announces to a sampler elsewhere. Collective."""
+    found = {name: weight.detach().clone() for name, weight in engine.named_weights()}
+    if hasattr(engine, "named_shapes"):  # a frozen reference has none
+        assert engine.named_shapes() == [(name, weight.dtype, tuple(weight.shape)) for name, weight in found.items()]
+    return {name: weight.float() for name, weight in found.items()}
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
