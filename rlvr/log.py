@@ -13,6 +13,7 @@ from typing import Any
 from rlvr.records import Scored
 from rlvr.run_directory import RunDirectory
 
+MAX_FAILED_GROUPS = 16
 STAGES = ("rollout", "verify", "update", "sync")
 
 
@@ -97,13 +98,19 @@ def console_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
 
 
 def write_samples(run: RunDirectory, step: int, scored: Sequence[Scored], groups: int) -> None:
-    """Best and worst completion of the first `groups` prompts of this rank, with what the verifiers said."""
+    """Best and worst completion of the first `groups` prompts of this rank, with what the verifiers said.
+
+    One indeterminate completion of each further group follows, of up to `MAX_FAILED_GROUPS`: why a verifier failed is
+    worth knowing wherever it did.
+    """
     by_prompt: dict[int, list[Scored]] = {}
     for one in scored:
         by_prompt.setdefault(one.completion.prompt.prompt_id, []).append(one)
     with (run.samples / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as file:
-        for group in list(by_prompt.values())[:groups]:
-            for kind, one in _best_and_worst(group).items():
+        chosen = [_best_and_worst(group) for group in by_prompt.values()]
+        failed = [{"indeterminate": kinds["indeterminate"]} for kinds in chosen[groups:] if "indeterminate" in kinds]
+        for kinds in chosen[:groups] + failed[:MAX_FAILED_GROUPS]:
+            for kind, one in kinds.items():
                 file.write(json.dumps(_sample_line(step, kind, one), ensure_ascii=False) + "\n")
 
 

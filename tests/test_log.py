@@ -166,6 +166,12 @@ def test_an_indeterminate_completion_is_never_called_the_worst(run: RunDirectory
     ]
 
 
+def test_an_indeterminate_completion_is_shown_wherever_it_is(run: RunDirectory) -> None:
+    batch = [scored(1, 0, 10.0), scored(2, 0, 10.0), scored(3, 0, None), scored(3, 1, None), scored(3, 2, 0.0)]
+    write_samples(run, 3, batch, groups=1)
+    assert [(line["prompt_id"], line["kind"]) for line in sample_lines(run)] == [(1, "only"), (3, "indeterminate")]
+
+
 def test_a_single_completion_is_neither_best_nor_worst(run: RunDirectory) -> None:
     write_samples(run, 3, [scored(1, 0, 10.0)], groups=5)
     assert [line["kind"] for line in sample_lines(run)] == ["only"]

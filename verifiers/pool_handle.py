@@ -37,7 +37,8 @@ class Handle:
 
     def current(self) -> tuple[Request | None, float]:
         """The sample being judged and when it began."""
-        identifier, started = wire.RUNNING.unpack_from(self.running, 0)
+        (identifier,) = wire.RUNNING_ID.unpack_from(self.running, wire.RUNNING_ID_AT)
+        started, _ = wire.RUNNING.unpack_from(self.running, 0)
         return self.in_flight.get(identifier), started
 
     def is_slow(self) -> bool:

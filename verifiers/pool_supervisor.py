@@ -138,7 +138,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         read_end, write_end = os.pipe()
         running = mmap.mmap(-1, wire.RUNNING.size)
-        wire.RUNNING.pack_into(running, 0, wire.NO_SAMPLE, 0.0)
+        wire.RUNNING.pack_into(running, 0, 0.0, wire.NO_SAMPLE)
         pid = os.fork()
         if pid == 0:
             self._become_worker(theirs, write_end, running, close=[ours.fileno(), read_end])

@@ -30,8 +30,14 @@ from verifiers.base import Outcome, Sample, Verdict, Verifier
 
 REQUEST = struct.Struct("<QHI")
 ANSWER = struct.Struct("<QdI")
-RUNNING = struct.Struct("<Qd")
-"""What a worker is judging, in memory shared with its supervisor: id and `time.monotonic()` at its start."""
+RUNNING = struct.Struct("<dQ")
+"""What a worker is judging, in memory shared with its supervisor: `time.monotonic()` at its start, and id.
+
+Written and read by two processes byte by byte: the time is written only while the id is NO_SAMPLE, and the id, which
+says that the time counts, is written last and read first.
+"""
+RUNNING_ID = struct.Struct("<Q")
+RUNNING_ID_AT = RUNNING.size - RUNNING_ID.size
 
 NOTICE_READY = 2**64 - 1
 NOTICE_FATAL = 2**64 - 2
@@ -180,7 +186,7 @@ class Worker:
             completion_tokens=completion_tokens,
             columns=columns,
         )
-        RUNNING.pack_into(self._running, 0, identifier, time.monotonic())
+        RUNNING.pack_into(self._running, 0, time.monotonic(), identifier)
         started = time.perf_counter()
         healthy = True
         result: object
@@ -190,11 +196,10 @@ class Worker:
             healthy = isinstance(error, Exception) and not isinstance(error, MemoryError)
             result = failure(error)
         self._answers += encode_answer(identifier, _timed(result, time.perf_counter() - started))
-        now = time.monotonic()
-        RUNNING.pack_into(self._running, 0, NO_SAMPLE, now)
+        RUNNING_ID.pack_into(self._running, RUNNING_ID_AT, NO_SAMPLE)
         if not healthy:
             self._retire()
-        elif now - self._flushed > _FLUSH_SECONDS:
+        elif time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
         return healthy
 
