@@ -204,6 +204,12 @@ def made_on() -> dict[str, str]:
     return packages | {"cpu": torch.backends.cpu.get_cpu_capability(), "processor": processor.partition(":")[2].strip()}
 
 
+def failed_verdicts(*run_dirs: pathlib.Path) -> list[str]:
+    """What verifiers said where they could not judge: a machine's fault that makes two runs differ."""
+    lines = [line for one in run_dirs for file in sorted((one / "samples").iterdir()) for line in file.open()]
+    return [line for line in lines if json.loads(line)["kind"] == "indeterminate"]
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     task: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -212,7 +218,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     shutil.rmtree(run_dir / "checkpoints" / "step_000012")
     shutil.rmtree(run_dir / "model")
     run(recipe(task, run_dir), "--resume")
-    assert untimed(run_dir) == untimed(finished)
+    assert untimed(run_dir) == untimed(finished), failed_verdicts(run_dir, finished)
     for name in ("model.safetensors", "config.json"):
         assert (run_dir / "model" / name).read_bytes() == (finished / "model" / name).read_bytes()
     assert json.loads((run_dir / "ledger.json").read_text()) == json.loads((finished / "ledger.json").read_text())
