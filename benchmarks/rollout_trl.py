@@ -25,7 +25,7 @@ import tempfile
 import time
 from typing import Any
 
-RECIPE = "launch/recipes/quickstart.toml"
+RECIPE = "launch/recipes/quickstart-grpo.toml"
 OURS = [
     "algorithm.advantage=grpo",
     "algorithm.kl_coefficient=0",
