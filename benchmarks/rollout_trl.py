@@ -26,8 +26,10 @@ import time
 from typing import Any
 
 RECIPE = "launch/recipes/quickstart-grpo.toml"
+# GRPO without a reference; the two options of the KL term go back to their defaults, since there is none
 OURS = [
-    "algorithm.advantage=grpo",
+    "algorithm.kl_placement=reward",
+    "algorithm.kl_estimator=k1",
     "algorithm.kl_coefficient=0",
     "algorithm.minibatches=1",
     "algorithm.old_logprobs=sampler",
