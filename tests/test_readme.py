@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -119,3 +120,21 @@ def test_read_these_files_in_this_order_names_real_modules(readme: str, reposito
     paragraph = readme.split("Read in this order:")[1].split("\n\n")[0]
     for name in re.findall(r"`(\w+)`", paragraph):
         assert (repository / "rlvr" / f"{name}.py").exists(), name
+
+
+def test_its_benchmark_table_is_that_of_the_results_files(readme: str, repository: pathlib.Path) -> None:
+    def result(name: str) -> dict[str, Any]:
+        return json.loads((repository / "benchmarks" / "results" / f"{name}.json").read_text())
+
+    rows = []
+    for name in ("rollout_30m_64", "rollout_30m_gsm8k"):
+        found = result(name)
+        rate, ratio = found["tokens_per_second"]["ours"]["median"], found["ratios"]["ours / raw vLLM"]["median"]
+        rows.append((f"{rate:,.0f} tokens/s", f"{ratio:.2f}"))
+        step, ratio = found["seconds"]["step"]["median"], found["ratios"]["step / floors"]["median"]
+        rows.append((f"{step:.1f} s", f"{ratio:.2f}"))
+    ours = result("learner_30m")["contestants"]["ours, ZeRO 0"]
+    rows.append((f"{ours['update_tokens_per_second']:.0f} tokens/s", f"{ours['update_over_exact']['median']:.2f}"))
+    table = [line.split(" | ") for line in readme.splitlines() if line.count(" | ") == 3]
+    shown = [(cells[1], cells[3].removesuffix(" |")) for cells in table]
+    assert set(rows) <= set(shown)
