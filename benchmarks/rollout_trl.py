@@ -47,9 +47,9 @@ def main() -> None:
 
     seconds: dict[str, list[float]] = {"ours": [], **{f"trl {kind}": [] for kind in arguments.generation}}
     for _ in range(arguments.rounds):
-        seconds["ours"] += ours(arguments)
-        for kind in arguments.generation:
-            seconds[f"trl {kind}"] += trl(arguments, kind)
+        for name in seconds:
+            seconds[name] += ours(arguments) if name == "ours" else trl(arguments, name.removeprefix("trl "))
+            print(f"{name}: {', '.join(f'{one:.1f}' for one in seconds[name])} s a step", flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = min((name for name in medians if name != "ours"), key=medians.__getitem__)
     result = {
@@ -121,7 +121,12 @@ def trl(arguments: argparse.Namespace, kind: str) -> list[float]:
 def trl_steps(arguments: argparse.Namespace) -> None:
     """The worker: GRPOTrainer over `steps` steps, its time between the ends of steps."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", VLLM_CPU_KVCACHE_SPACE="1")
-    os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", TRL_EXPERIMENTAL_SILENCE="1", TORCHDYNAMO_DISABLE="1")
+    os.environ.update(
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+        TRL_EXPERIMENTAL_SILENCE="1",
+        TORCHDYNAMO_DISABLE="1",
+        VLLM_USE_AOT_COMPILE="0",
+    )
     import datasets
     import torch
     import transformers
