@@ -115,7 +115,7 @@ def measure(
 
 def judge(samples: dict[str, Sample], workers: int) -> dict[str, str]:
     """Outcomes of the verifier `code`, with limits that a busy machine does not reach."""
-    spec = VerifierSpec(name="code", options={"test_seconds": 30.0, "program_seconds": 60.0})
+    spec = VerifierSpec(name="code", options={"test_seconds": 30.0, "program_seconds": 40.0})
     with VerifierPool({"code": spec}, workers=workers, timeout_seconds=240.0) as pool:
         for name, sample in samples.items():
             pool.submit(name, "code", sample)
