@@ -37,7 +37,20 @@ def test_every_command_is_one_that_a_test_runs(readme: str) -> None:
     """Each kind of command has its test here or in the file named."""
     known = {"make", "torchrun"}  # tests/test_quickstart.py, CI itself; recipes below and tests/test_train.py
     for command in commands(readme):
-        assert command[0] in known or command[:3] == ["python", "-m", "rlvr"], command
+        is_ours = command[:2] == ["python", "-m"] and command[2].split(".")[0] in {"rlvr", "benchmarks"}
+        assert command[0] in known or is_ours, command
+
+
+def test_its_benchmarks_take_the_options_it_gives_them(readme: str, repository: pathlib.Path) -> None:
+    measured = [
+        command for command in commands(readme) if command[:2] == ["python", "-m"] and "benchmarks." in command[2]
+    ]
+    assert measured
+    for _, _, module, *words in measured:
+        shown = subprocess.run(
+            [sys.executable, "-m", module, "--help"], cwd=repository, capture_output=True, text=True, check=True
+        ).stdout
+        assert all(word in shown for word in words if word.startswith("--")), module
 
 
 def test_make_targets_exist(readme: str, repository: pathlib.Path) -> None:
