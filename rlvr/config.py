@@ -13,16 +13,7 @@ import pydantic
 import pydantic_core
 from pydantic import Field
 
-from rlvr.contradictions import (
-    WHITENED,
-    asynchronous_problems,
-    differs,
-    engine_problems,
-    idle_engines,
-    importance_problems,
-    objective_problems,
-    placement_problems,
-)
+from rlvr.contradictions import WHITENED, contradictions
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -403,76 +394,3 @@ def refuse(problems: list[str]) -> None:
     """Raise one pydantic error that holds every problem, for `rlvr.recipe` to list."""
     if problems:
         raise pydantic_core.PydanticCustomError("contradictions", "{problems}", {"problems": problems})
-
-
-def contradictions(config: Config) -> list[str]:
-    """Options that exclude each other, or that would do nothing in this run."""
-    return [
-        *_impossible(config),
-        *row_problems(config.data),
-        *objective_problems(config),
-        *importance_problems(config.algorithm),
-        *engine_problems(config.model, config.learner),
-        *idle_engines(config),
-        *_idle_evaluation(config),
-        *placement_problems(config),
-        *asynchronous_problems(config),
-    ]
-
-
-def _impossible(config: Config) -> list[str]:
-    problems = []
-    samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
-    if config.algorithm.minibatches > samples:
-        problems.append(
-            f"algorithm.minibatches={config.algorithm.minibatches} is more than the {samples} samples of a step "
-            "(rollout.prompts_per_step x rollout.samples_per_prompt): lower it"
-        )
-    if config.rollout.min_tokens > config.rollout.max_tokens:
-        problems.append(
-            f"rollout.min_tokens={config.rollout.min_tokens} is more than max_tokens={config.rollout.max_tokens}: "
-            "lower it"
-        )
-    if config.algorithm.old_logprobs == "sampler" and config.rollout.truncates:
-        problems.append(
-            "algorithm.old_logprobs='sampler' with truncated sampling (rollout.top_p, top_k, min_p, min_tokens) "
-            "would divide by the probability among the kept tokens, so that the ratio begins below 1: set "
-            "algorithm.old_logprobs='learner', or sample from the whole softmax"
-        )
-    if config.algorithm.kl_placement == "loss" and config.algorithm.kl_coefficient == 0.0:
-        problems.append("algorithm.kl_placement='loss' does nothing with kl_coefficient=0: remove one")
-    elif config.algorithm.kl_placement == "loss" and config.algorithm.kl_estimator == "k1":
-        problems.append(
-            "algorithm.kl_estimator='k1' with kl_placement='loss' holds the policy to nothing: the gradient of k1 is "
-            "that of log p(token), whose mean is 0 and in which the reference does not occur. Use 'k2' or 'k3'"
-        )
-    if config.algorithm.kl_coefficient == 0.0 and differs(config.algorithm, "kl_estimator"):
-        problems.append(
-            f"algorithm.kl_estimator={config.algorithm.kl_estimator!r} does nothing with kl_coefficient=0: remove one"
-        )
-    return problems
-
-
-def row_problems(data: RowOptions) -> list[str]:
-    """Options of reading that would do nothing."""
-    changed = [name for name in Decontamination.model_fields if differs(data.decontaminate, name)]
-    if data.decontaminate.against or not changed:
-        return []
-    return [f"data.decontaminate.{changed[0]} does nothing without data.decontaminate.against: remove one"]
-
-
-def _idle_evaluation(config: Config) -> list[str]:
-    """Options of the evaluation that are set where none takes place."""
-    if config.data.eval and config.evaluation.enabled:
-        return []
-    reason = "with evaluation.enabled=false" if config.data.eval else "without data.eval"
-    problems = []
-    if config.training.evaluate_every is not None:
-        problems.append(f"training.evaluate_every={config.training.evaluate_every} does nothing {reason}: remove one")
-    if differs(config.evaluation, "samples_per_prompt"):
-        count = config.evaluation.samples_per_prompt
-        problems.append(f"evaluation.samples_per_prompt={count} does nothing {reason}: remove one")
-    if differs(config.evaluation, "options"):
-        names = ", ".join(config.evaluation.options)
-        problems.append(f"evaluation.options (of {names}) does nothing {reason}: remove one")
-    return problems

@@ -30,7 +30,7 @@ from rlvr.config import (
     Verification,
     refuse,
 )
-from rlvr.contradictions import engine_problems
+from rlvr.contradictions import engine_problems, row_problems
 
 
 class StageTraining(Section):
@@ -74,7 +74,7 @@ class Stage(Section):
 
     def problems(self) -> list[str]:
         """Options that exclude each other, or that would do nothing in this run."""
-        problems = engine_problems(self.model, self.learner)
+        problems = [*engine_problems(self.model, self.learner), *row_problems(self.data)]
         if self.learner.offload_reference:
             problems.append("learner.offload_reference=true does nothing in this stage: remove it")
         names = [pathlib.PurePath(source.path).stem for source in self.data.eval]
@@ -175,7 +175,7 @@ class Preferences(Section):
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Preferences:
-        problems = []
+        problems = row_problems(self.data)
         if any(model.lora is not None for model in (self.model, *self.others.models)):
             problems.append("model.lora does nothing in this stage, which trains nothing: remove it")
         if self.rollout.samples_per_prompt < 2 and not (self.others.models or self.others.completions):

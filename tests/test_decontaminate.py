@@ -14,10 +14,12 @@ from rlvr.cli import main
 from rlvr.config import Data, Decontamination, TextSource
 from rlvr.data import read_conversations, read_mixture, read_training
 from rlvr.decontaminate import search_files
-from rlvr.errors import DataError
+from rlvr.errors import ConfigError, DataError
 from rlvr.overlaps import PairReport
 from rlvr.prompts import make_prompts
+from rlvr.recipe import load_as
 from rlvr.texts import blocks, texts_in
+from sft_dpo.config import Sft
 from tests.test_data import Letters
 
 WORDS = [f"word{n}" for n in range(3000)]
@@ -226,10 +228,12 @@ def test_the_table_in_the_docs_is_what_was_measured(repository: pathlib.Path) ->
         assert numbers == [counts[0], counts[1], share, counts[2], counts[3]]
 
 
-def test_options_that_would_do_nothing_are_refused(tmp_path: pathlib.Path) -> None:
-    from rlvr.config import row_problems
+def test_options_that_would_do_nothing_are_refused(repository: pathlib.Path) -> None:
+    from rlvr.contradictions import row_problems
 
     data = Data.model_validate_json('{"train": ["a.jsonl"], "decontaminate": {"ngram": 5}}')
     assert row_problems(data) == [
         "data.decontaminate.ngram does nothing without data.decontaminate.against: remove one"
     ]
+    with pytest.raises(ConfigError, match="ngram does nothing"):  # stages before RLVR say it too
+        load_as(Sft, str(repository / "launch/recipes/chain-sft.toml"), ["data.decontaminate.ngram=5"])
