@@ -315,11 +315,11 @@ def main() -> None:
     arguments = parse()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    distributed.start()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (
             scratch if arguments.recipe else make_model(arguments.shape, pathlib.Path(scratch), dtype=arguments.dtype)
         )
+        distributed.start()  # after each rank has its model: in a process group, transformers saves on rank 0 alone
         found = measure(arguments, folder)
         if arguments.only:
             arguments.output.write_text(json.dumps(found))
