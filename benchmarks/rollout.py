@@ -16,27 +16,30 @@ completions end), *score* (verdicts still to wait for), *sleep*, *update* (with 
 `generate`, right after; `floor` adds to `raw` one bare torch update on the same tokens (benchmarks/floor.py). The
 prefix cache is emptied before each. TRL runs apart: benchmarks/rollout_trl.py.
 
+With placement.mode="disaggregated" (under torchrun) the same step is measured: tokens/s over all sampling ranks and of
+each, and sync between processes. vLLM's statistics are medians over repeats of means over engines.
+
 MFU is (2 x weights of matrix products x tokens read + attention) / seconds / peak FLOP/s; MBU is (engine steps x bytes
-of weights + bytes of keys and values read) / seconds / peak bytes/s. Peaks: benchmarks/machine.py.
+of weights + bytes of keys and values read) / seconds / peak bytes/s. Peaks, benchmarks/machine.py: data sheet on a GPU,
+the rank's own matrix product and copy on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rlvr import environment, recipe
 from rlvr.config import Config
+from rlvr.errors import ConfigError, RlvrError
 
 if TYPE_CHECKING:
-    from benchmarks.rollout_contest import Contest
+    from rlvr.distributed import Place
 
 CONTESTANTS = ("raw", "transformers", "learner", "floor")
 
@@ -48,23 +51,55 @@ def main() -> None:
 
         sweep(arguments)
         return
-    written = recipe.load(arguments.recipe, arguments.overrides)
-    environment.prepare(enforce_eager=written.sampler.enforce_eager)  # before torch is imported
-    with tempfile.TemporaryDirectory() as folder:
-        config = configure(arguments, pathlib.Path(folder))
-        with contestants(config, arguments) as contest:
-            result = measure(contest, arguments)
+    try:
+        result = run(arguments)
+    except RlvrError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
     if result is None:  # not the first rank
         return
     from benchmarks.machine import write_result
 
-    print_table(result)
+    text = table(result)
+    print(f"\n{text}")
     if arguments.output:
         write_result(arguments.output, result)
-    if arguments.plot:
+    if arguments.plot or arguments.html:
         from benchmarks.rollout_plot import plot
+        from rlvr.report_page import write_page
 
-        plot(result, arguments.plot)
+        figure = plot(result)
+        if arguments.plot:
+            arguments.plot.write_bytes(figure)
+        if arguments.html:
+            write_page(arguments.html, title=result["command"], text=text, figures={"median and extremes": figure})
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """This rank's part. Returns the result on the first rank.
+
+    Raises a subclass of RlvrError for every fault that has a remedy.
+    """
+    written = recipe.load(arguments.recipe, arguments.overrides)
+    apart = written.placement.mode == "disaggregated"
+    if arguments.against is None:
+        arguments.against = [] if apart else ["raw"]
+    if apart and {"raw", "floor"} & set(arguments.against):
+        raise ConfigError(
+            "--against raw and floor ask vLLM in the learner's process, and the recipe has placement.mode="
+            "'disaggregated': leave them out, or measure the colocated placement."
+        )
+    environment.prepare(enforce_eager=written.sampler.enforce_eager)  # before torch is imported
+    from rlvr import distributed
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = configure(arguments, pathlib.Path(folder))
+        place = distributed.join(config.placement)
+        if place is not None and place.samples:
+            from rlvr.serve import serve
+
+            serve(config, place)
+            return None
+        return measure(config, arguments, place)
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -74,10 +109,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lengths", default="free", help="free, gsm8k, or tokens of every completion")
     parser.add_argument("--shape", help="random weights of this shape, and the quickstart's rows")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--against", nargs="*", default=["raw"], choices=CONTESTANTS)
+    parser.add_argument("--against", nargs="*", choices=CONTESTANTS, help="default: raw, where vLLM is in the process")
     parser.add_argument("--sweep", nargs="+", metavar="section.option=a,b")
+    parser.add_argument("--ranks", type=int, default=1, help="ranks of each process group of a sweep")
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--plot", type=pathlib.Path, help="PNG")
+    parser.add_argument("--html", type=pathlib.Path, help="table and plot in one file")
     parsed, late = parser.parse_known_intermixed_args(words)
     if late:
         parser.error(f"unrecognized arguments: {' '.join(late)}")
@@ -88,13 +125,13 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def configure(arguments: argparse.Namespace, folder: pathlib.Path) -> Config:
     """The recipe, with what the benchmark sets: statistics on, its own rows and weights with `--shape`."""
-    overrides = ["sampler.statistics=true", f"run_dir={folder / 'run'}", "evaluation.enabled=false"]
+    overrides = [f"run_dir={folder / 'run'}", "evaluation.enabled=false"]
     if arguments.shape:
-        overrides += shape_overrides(arguments, folder)
-    return recipe.load(arguments.recipe, [*overrides, *arguments.overrides])
+        overrides += shape_overrides(arguments.shape, arguments.lengths, folder)
+    return recipe.load(arguments.recipe, [*overrides, *arguments.overrides, "sampler.statistics=true"])
 
 
-def shape_overrides(arguments: argparse.Namespace, folder: pathlib.Path) -> list[str]:
+def shape_overrides(shape: str, lengths: str, folder: pathlib.Path) -> list[str]:
     """Write rows, tokenizer and random weights (each rank its own: they are the same), and name them."""
     import transformers
 
@@ -103,8 +140,8 @@ def shape_overrides(arguments: argparse.Namespace, folder: pathlib.Path) -> list
 
     quickstart_task.write(folder / "task", seed=1, demonstrations=200, train=2048, held_out=4, flawed_share=0.5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "task" / "model")
-    tokenizer.save_pretrained(make_model(arguments.shape, folder / "model", dtype="float32"))
-    longest = {"free": 64, "gsm8k": 512}.get(arguments.lengths) or int(arguments.lengths)
+    tokenizer.save_pretrained(make_model(shape, folder / "model", dtype="float32"))
+    longest = {"free": 64, "gsm8k": 512}.get(lengths) or int(lengths)
     return [
         f"model.path={folder / 'model'}",
         f"data.train={folder / 'task' / 'train.jsonl'}",
@@ -115,31 +152,27 @@ def shape_overrides(arguments: argparse.Namespace, folder: pathlib.Path) -> list
     ]
 
 
-@contextlib.contextmanager
-def contestants(config: Config, arguments: argparse.Namespace) -> Iterator[Contest]:
-    """The parts of a run with its first weights published, and those that it is compared with."""
+def measure(config: Config, arguments: argparse.Namespace, place: Place | None) -> dict[str, Any] | None:
+    """Build the parts of a run, warm up once, then take turns. Returns the result on the first rank."""
+    from benchmarks.machine import about, peaks, spread
     from benchmarks.rollout_contest import Contest
+    from benchmarks.rollout_summary import summarize
     from rlvr import distributed
     from rlvr.parts import run_parts
 
-    distributed.start()
     started = time.perf_counter()
-    with run_parts(config) as parts:
+    with run_parts(config, place) as parts:
         parts.sync.publish()
-        yield Contest(parts, arguments.lengths, arguments.against, startup_seconds=time.perf_counter() - started)
-
-
-def measure(contest: Contest, arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """Warm up once, then take turns. Returns the result on the first rank."""
-    from benchmarks.machine import about, peaks, spread
-    from rlvr import distributed
-
-    contest.turn(0, record=False)
-    for repeat in range(1, arguments.repeats + 1):
-        contest.turn(repeat, record=True)
-    peak = peaks(contest.config.model.dtype)
-    found = contest.summary(peak)
-    if distributed.rank() != 0:
+        startup = time.perf_counter() - started
+        contest = Contest(parts, arguments.lengths, arguments.against, startup_seconds=startup)
+        contest.turn(0, record=False)
+        for repeat in range(1, arguments.repeats + 1):
+            contest.turn(repeat, record=True)
+        peak = peaks(config.model.dtype)
+        found = summarize(contest, peak)
+        is_first = distributed.rank() == 0
+        ranks = distributed.world_size() + (config.placement.sampler_ranks or 0)
+    if not is_first:
         return None
     return {
         **about(),
@@ -147,7 +180,8 @@ def measure(contest: Contest, arguments: argparse.Namespace) -> dict[str, Any] |
         "overrides": arguments.overrides,
         "shape": arguments.shape,
         "lengths": arguments.lengths,
-        "ranks": distributed.world_size(),
+        "placement": config.placement.mode,
+        "ranks": ranks,
         "peaks": dataclasses.asdict(peak),
         **found,
         "seconds": {name: spread(values) for name, values in contest.seconds.items()},
@@ -155,24 +189,34 @@ def measure(contest: Contest, arguments: argparse.Namespace) -> dict[str, Any] |
     }
 
 
-def print_table(result: dict[str, Any]) -> None:
-    rates, ratios = result["tokens_per_second"], result["ratios"]
-    print(f"\n{result['requests']} requests, {result['tokens']:,.0f} tokens a repeat, {result['ranks']} rank(s)")
-    for name, value in rates.items():
-        per_rank = value["median"] / result["ranks"]
+def table(result: dict[str, Any]) -> str:
+    """The result as text."""
+    lines = [
+        f"{result['requests']} requests, {result['tokens']:,.0f} tokens a repeat, {result['ranks']} rank(s), "
+        f"{result['sampling_ranks']} of which sample, {result['placement']}"
+    ]
+    for name, value in result["tokens_per_second"].items():
+        of_rank = result["tokens_per_second_per_sampling_rank"][name]["median"]
         extremes = f"{value['min']:,.0f}-{value['max']:,.0f}"
-        print(f"  {name:14}{value['median']:>12,.0f} tokens/s ({extremes}; {per_rank:,.0f} a rank)")
-    for name, value in ratios.items():
-        print(f"  {name}: {value['median']:.3f} ({value['min']:.3f}-{value['max']:.3f})")
-    print("seconds (median): " + ", ".join(f"{k} {v['median']:.4g}" for k, v in result["seconds"].items()))
-    sampler = ", ".join(f"{name.removeprefix('sampler/')} {value:.4g}" for name, value in result["sampler"].items())
-    print(f"vLLM: {sampler}\nMFU {result['mfu']:.1%}, MBU {result['mbu']:.1%} of {result['peaks']['source']} peaks")
-    print(
-        f"sync {result['sync_gb_per_second']:.2f} GB/s = {result['sync_share_of_bandwidth']:.0%} of a copy's bandwidth"
-    )
-    print(f"idle while scoring: {result['idle_share']:.2%} of the step's time measured here")
+        lines.append(f"  {name:14}{value['median']:>12,.0f} tokens/s ({extremes}; {of_rank:,.0f} a sampling rank)")
+    for name, value in result["ratios"].items():
+        lines.append(f"  {name}: {value['median']:.3f} ({value['min']:.3f}-{value['max']:.3f})")
+    seconds = (f"{k} {v['median']:.4g} ({v['min']:.4g}-{v['max']:.4g})" for k, v in result["seconds"].items())
+    sampler = (f"{name.removeprefix('sampler/')} {value:.4g}" for name, value in result["sampler"].items())
+    first, peaks = result["first_token_seconds"], result["peaks"]
+    lines += [
+        f"seconds, median and extremes: {', '.join(seconds)}",
+        f"vLLM: {', '.join(sampler)}",
+        f"first token: p50 {first['p50']:.3f} s, p95 {first['p95']:.3f} s",
+        f"MFU {result['mfu']:.1%}, MBU {result['mbu']:.1%} of {peaks['flops_per_second'] / 1e12:.3g} TFLOP/s and "
+        f"{peaks['bytes_per_second'] / 1e9:.3g} GB/s ({peaks['source']})",
+        f"sync {result['sync_gb_per_second']:.2f} GB/s = {result['sync_share_of_bandwidth']:.0%} of a copy's bandwidth",
+        f"idle while scoring: {result['idle_share']:.2%} of the step's time measured here",
+    ]
     for row in result["latency_by_length"]:
-        print(f"  {row['tokens'][0]:>5}-{row['tokens'][1]:<5} tokens: p50 {row['p50']:.3f} s, p95 {row['p95']:.3f} s")
+        shown = ", ".join(f"p{share} {row[f'p{share}']:.3f} s" for share in (50, 95))
+        lines.append(f"  {row['tokens'][0]:>5}-{row['tokens'][1]:<5} tokens: {shown}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

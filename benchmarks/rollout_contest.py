@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,18 +11,22 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import Peaks, spread, synchronize
+from benchmarks.machine import synchronize
 from benchmarks.workload import gsm8k_lengths
 from rlvr import distributed
 from rlvr.balance import balance
-from rlvr.colocated import Request, Sampled
+from rlvr.colocated import Request
+from rlvr.config import Config
+from rlvr.disaggregated import RemoteSampler
+from rlvr.errors import ConfigError
 from rlvr.parts import Parts
+from rlvr.prompts import PromptSet
 from rlvr.records import Prompt, Scored
 from rlvr.reward import Scorer
 from rlvr.rollout import roll_out, share_of_rank, trajectories
+from rlvr.sampler_statistics import SamplerStatistics
 from rlvr.seeds import derive
 
-LATENCY_BANDS = 4
 TRANSFORMERS_TOKENS = 16384
 """Most tokens, padding included, of one batch of transformers' `generate`."""
 
@@ -41,23 +43,24 @@ class Contest:
         self.tokens: list[float] = []
         self.raw_tokens: list[float] = []
         self.bytes_sent = 0
-        self.statistics: Any = None
+        self.statistics: list[list[SamplerStatistics]] = []
+        """Of each repeat's rollout: one of every engine of the run."""
         self._lengths = lengths
-        self._sampled: list[Sampled] = []
-        self._reads_of_keys = 0.0
-        llm: Any = parts.sampler._llm
-        self._llm = llm
+        self._llm = None if isinstance(parts.sampler, RemoteSampler) else parts.sampler._llm
         self._wake_seconds = 0.0
-        if torch.cuda.is_available():
-            wake = llm.wake_up
-
-            def timed(**options: Any) -> None:
-                started = time.perf_counter()
-                wake(**options)
-                self._wake_seconds += time.perf_counter() - started
-
-            llm.wake_up = timed
+        if self._llm is not None and torch.cuda.is_available():
+            self._time_wake_up(self._llm)
         self._floor: Any = None
+
+    def _time_wake_up(self, llm: Any) -> None:
+        wake = llm.wake_up
+
+        def timed(**options: Any) -> None:
+            started = time.perf_counter()
+            wake(**options)
+            self._wake_seconds += time.perf_counter() - started
+
+        llm.wake_up = timed
 
     def turn(self, repeat: int, *, record: bool) -> None:
         """One step of every contestant, in an order that alternates."""
@@ -68,7 +71,8 @@ class Contest:
         wanted = [name for name in order if name == "ours" or {"raw", "floor"} & set(self.against)]
         scored: list[Scored] = []
         for name in wanted:
-            self._llm.reset_prefix_cache()
+            if self._llm is not None:  # engines elsewhere work once a turn, with new weights and an empty cache
+                self._llm.reset_prefix_cache()
             distributed.barrier()
             if name == "raw":
                 self._raw(prompts, lengths, seed)
@@ -82,24 +86,14 @@ class Contest:
                 del values[max(before.get(name, 0), 1 if name == "startup" else 0) :]
             self.tokens.clear()
             self.raw_tokens.clear()
+            self.statistics.clear()
 
     def _work(self, repeat: int) -> tuple[list[Prompt], list[int] | None]:
         """This rank's prompts, and the length of each of its completions (None where they run free)."""
-        rollout = self.config.rollout
-        prompts = share_of_rank(self.parts.train_set.batch(repeat, rollout.prompts_per_step, self.config.seed))
-        count = rollout.samples_per_prompt
-        if self._lengths == "free":
-            return prompts, None
-        if self._lengths != "gsm8k":
-            return prompts, [int(self._lengths)] * (len(prompts) * count)
-        drawn = share_of_rank(gsm8k_lengths(rollout.prompts_per_step * count, seed=repeat))
-        draw = random.Random(repeat)
         vocabulary = self.parts.learner.policy.engine.module.transformer.config.vocab_size
-        prompts = [
-            dataclasses.replace(p, token_ids=tuple(draw.choices(range(vocabulary), k=drawn[i * count][0])))
-            for i, p in enumerate(prompts)
-        ]
-        return prompts, [completion for _, completion in drawn]
+        work = share_of_rank(work_of_step(self.config, self.parts.train_set, self._lengths, repeat, vocabulary))
+        lengths = [length for _, of_prompt in work for length in of_prompt or ()]
+        return [prompt for prompt, _ in work], None if self._lengths == "free" else lengths
 
     def _generate(
         self, prompts: Sequence[Prompt], lengths: Sequence[int] | None, seed: tuple[int | str, ...]
@@ -107,6 +101,10 @@ class Contest:
         """The project's own rollout, verdicts included."""
         rollout, parts = self.config.rollout, self.parts
         scorer = Scorer(parts.pool, self.config.reward, self.config.verification.remap)
+        recorded = parts.sampler.statistics
+        if recorded is not None:
+            recorded.clear()
+            distributed.barrier()  # before anything is asked of engines that several ranks share
         started = time.perf_counter()
         completions = roll_out(
             parts.sampler,
@@ -121,22 +119,20 @@ class Contest:
         )
         generated = time.perf_counter()
         scored = scorer.collect()
-        collected = time.perf_counter()
-        parts.sampler.sleep()
+        self._note("score", time.perf_counter() - generated)
         self._note("generate", generated - started)
-        self._note("score", collected - generated)
         self._note("idle_while_scoring", scorer.idle_seconds)
-        self._note("sleep", time.perf_counter() - collected)
         self.tokens.append(distributed.sum_over_ranks([float(sum(len(c.token_ids) for c in completions))])[0])
-        statistics_of_rollout = parts.sampler.statistics
-        if statistics_of_rollout is not None:
-            self.statistics = dataclasses.replace(statistics_of_rollout)
-            statistics_of_rollout.clear()
+        if recorded is not None:
+            self.statistics.append([one for rank in distributed.gather_objects(recorded.take()) for one in rank])
         return scored
 
     def _raw(self, prompts: Sequence[Prompt], lengths: Sequence[int] | None, seed: tuple[int | str, ...]) -> None:
         """`LLM.generate` on the same requests."""
-        rollout, sampler = self.config.rollout, self.parts.sampler
+        rollout = self.config.rollout
+        sampler, llm = self.parts.sampler, self._llm
+        if isinstance(sampler, RemoteSampler) or llm is None:
+            raise ConfigError("vLLM alone needs the engine in this process: the colocated placement")
         count = rollout.samples_per_prompt
         slots = range(distributed.rank(), 10**12, distributed.world_size())
         inputs: list[Any] = []
@@ -154,7 +150,7 @@ class Contest:
                 )
                 params.append(sampler.sampling_params(request))
         started = time.perf_counter()
-        outputs = self._llm.generate(inputs, params, use_tqdm=False)
+        outputs = llm.generate(inputs, params, use_tqdm=False)
         self._note("raw_generate", time.perf_counter() - started)
         self.raw_tokens.append(
             distributed.sum_over_ranks([float(sum(len(o.outputs[0].token_ids) for o in outputs))])[0]
@@ -162,6 +158,9 @@ class Contest:
 
     def _learn_and_sync(self, scored: Sequence[Scored], repeat: int) -> None:
         learner = self.parts.learner
+        started = time.perf_counter()
+        self.parts.sampler.sleep()
+        self._note("sleep", time.perf_counter() - started)
         if {"learner", "floor"} & set(self.against):
             batch = balance(trajectories([dataclasses.replace(one, reward=one.reward or 0.0) for one in scored]))
             if repeat % 2 and "floor" in self.against:
@@ -241,89 +240,22 @@ class Contest:
         """The slowest rank's."""
         self.seconds[name].append(distributed.max_over_ranks([seconds])[0])
 
-    def summary(self, peak: Peaks) -> dict[str, Any]:
-        """Rates, ratios and shares of the repeats."""
-        s = self.seconds
-        rates = {"ours": [t / x for t, x in zip(self.tokens, s["generate"], strict=True)]}
-        if s.get("raw_generate"):
-            rates["raw vLLM"] = [t / x for t, x in zip(self.raw_tokens, s["raw_generate"], strict=True)]
-        if s.get("transformers_generate"):
-            pairs = zip(self.tokens, s["transformers_generate"], strict=True)
-            rates["transformers"] = [t / x for t, x in pairs]
-        ratios = {
-            f"ours / {n}": [a / b for a, b in zip(rates["ours"], r, strict=True)]
-            for n, r in rates.items()
-            if n != "ours"
-        }
-        stages = ("generate", "score", "sleep", "update", "wake", "sync", "proof")
-        steps = [sum(parts) for parts in zip(*(s[name] for name in stages if s.get(name)), strict=True)]
-        if s.get("bare_update"):
-            floors = [a + b for a, b in zip(s["raw_generate"], s["bare_update"], strict=True)]
-            ratios["step / floors"] = [a / b for a, b in zip(steps, floors, strict=True)]
-            s["floors"] = floors
-        s["step"] = steps
-        moved = statistics.median(s["sync"])
-        generate = statistics.median(s["generate"])
-        mfu, mbu = self._utilization(peak, generate)
-        return {
-            "requests": self.config.rollout.prompts_per_step * self.config.rollout.samples_per_prompt,
-            "tokens": statistics.median(self.tokens),
-            "tokens_per_second": {name: spread(values) for name, values in rates.items()},
-            "ratios": {name: spread(values) for name, values in ratios.items()},
-            "sampler": {} if self.statistics is None else self.statistics.summary(),
-            "latency_by_length": self._latencies(),
-            "mfu": mfu,
-            "mbu": mbu,
-            "idle_share": sum(s["idle_while_scoring"]) / sum(steps),
-            "sync_bytes": self.bytes_sent,
-            "sync_gb_per_second": self.bytes_sent / moved / 1e9,
-            "sync_share_of_bandwidth": 2 * self.bytes_sent / moved / peak.bytes_per_second,  # read and written
-        }
 
-    def _utilization(self, peak: Peaks, seconds: float) -> tuple[float, float]:
-        """MFU and MBU of this rank's last rollout (formulas: benchmarks/rollout.py)."""
-        transformer = self.parts.learner.policy.engine.module.transformer
-        config = transformer.config
-        embedding = transformer.get_input_embeddings().weight
-        head = transformer.get_output_embeddings().weight
-        matrices = sum(p.numel() for p in transformer.parameters() if p.dim() > 1)
-        if head is not embedding:
-            matrices -= embedding.numel()
-        finished = self.statistics.finished if self.statistics is not None else []
-        sampled = sum(one.tokens for one in finished)
-        prompts = max(self.statistics.prefix_tokens - self.statistics.prefix_hits, 0) if finished else 0
-        mean_prompt = self.statistics.prefix_tokens / max(len(finished), 1) if finished else 0.0
-        heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        # a token at context c reads c keys and c values: 4 x heads' width x c FLOP a layer
-        contexts = sum(one.tokens * (mean_prompt + one.tokens / 2) for one in finished)
-        attention = 4 * config.num_attention_heads * heads * config.num_hidden_layers * contexts
-        flops = 2 * matrices * (sampled + prompts) + attention
-        size = next(transformer.parameters()).element_size()
-        keys = 2 * config.num_key_value_heads * heads * config.num_hidden_layers * size * contexts
-        steps = self.statistics.steps if self.statistics is not None else 0
-        moved = steps * matrices * size + keys
-        return flops / seconds / peak.flops_per_second, moved / seconds / peak.bytes_per_second
-
-    def _latencies(self) -> list[dict[str, Any]]:
-        """Seconds from arrival to last token, in bands of equally many requests by length."""
-        done = sorted((one.tokens, one.seconds) for one in (self.statistics.finished if self.statistics else []))
-        size = max(-(-len(done) // LATENCY_BANDS), 1)
-        bands = [done[i : i + size] for i in range(0, len(done), size)]
-        return [
-            {
-                "tokens": [band[0][0], band[-1][0]],
-                "p50": percentile([x for _, x in band], 0.5),
-                "p95": percentile([x for _, x in band], 0.95),
-            }
-            for band in bands
-        ]
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of the values do not exceed.
-
-    >>> [percentile([4.0, 1.0, 3.0, 2.0], share) for share in (0.5, 0.95)]
-    [2.0, 4.0]
-    """
-    ordered = sorted(values)
-    return ordered[max(math.ceil(len(ordered) * share) - 1, 0)]
+def work_of_step(
+    config: Config, train_set: PromptSet, lengths: str, step: int, vocabulary_size: int
+) -> list[tuple[Prompt, list[int] | None]]:
+    """The step's prompts, over all ranks, and the length of each of their completions (None: free)."""
+    count = config.rollout.samples_per_prompt
+    prompts = train_set.batch(step, config.rollout.prompts_per_step, config.seed)
+    if lengths == "free":
+        return [(prompt, None) for prompt in prompts]
+    if lengths != "gsm8k":
+        return [(prompt, [int(lengths)] * count) for prompt in prompts]
+    draw = random.Random(step)
+    drawn = gsm8k_lengths(len(prompts) * count, seed=step)
+    work: list[tuple[Prompt, list[int] | None]] = []
+    for at, prompt in enumerate(prompts):
+        group = drawn[at * count : (at + 1) * count]
+        tokens = tuple(draw.choices(range(vocabulary_size), k=group[0][0]))
+        work.append((dataclasses.replace(prompt, token_ids=tokens), [completion for _, completion in group]))
+    return work

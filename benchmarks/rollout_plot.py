@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
-from rlvr.errors import ConfigError
+from benchmarks.rollout_summary import PHASES
+from rlvr.report_page import png, pyplot
 
-PHASES = ("generate", "score", "sleep", "update", "wake", "sync", "proof")
 
-
-def plot(result: dict[str, Any], path: pathlib.Path) -> None:
-    """Write a PNG. Raises ConfigError without matplotlib."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: pip install 'rlvr[plots]'") from error
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (rates, phases) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+def plot(result: dict[str, Any]) -> bytes:
+    """A PNG. Raises ConfigError without matplotlib."""
+    figure, (rates, phases) = pyplot().subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for at, (name, value) in enumerate(result["tokens_per_second"].items()):
         below, above = value["median"] - value["min"], value["max"] - value["median"]
         rates.bar(at, value["median"], yerr=[[below], [above]], capsize=4, label=name)
@@ -39,5 +30,4 @@ def plot(result: dict[str, Any], path: pathlib.Path) -> None:
     figure.suptitle(
         f"{shape}, {result['lengths']} lengths, {result['ranks']} rank(s), {result['versions']['processor']}"
     )
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    return png(figure)

@@ -1,4 +1,7 @@
-"""The sweep of `benchmarks.rollout`: every combination of some options, each in a process of its own."""
+"""The sweep of `benchmarks.rollout`: every combination of some options, each in processes of its own.
+
+A combination that does not run, e.g. one that vLLM refuses, is a row with its reason.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import itertools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +19,7 @@ from rlvr.errors import ConfigError
 
 SWEPT = ("rollout.samples_per_prompt",)
 """Options outside of `sampler.` that a sweep may vary."""
+REASON_CHARACTERS = 300
 
 
 def combinations(swept: list[str]) -> list[list[str]]:
@@ -62,15 +67,17 @@ def sweep(arguments: argparse.Namespace) -> None:
         found = _measure(arguments, same_samples(chosen, samples))
         measured.append({"options": chosen, **found})
         rate = found.get("tokens_per_second")
-        print(f"{f'{rate:>10,.0f} tokens/s' if rate else found['failed'][-160:]:>20}  {' '.join(chosen)}", flush=True)
+        shown = f"{rate:>10,.0f} tokens/s" if rate else f"{'did not run':>19}"
+        print(f"{shown}  {' '.join(chosen)}" + ("" if rate else f": {found['failed']}"), flush=True)
     ran = [one for one in measured if "tokens_per_second" in one]
     if not ran:
-        raise ConfigError("no combination of the sweep ran; each one's last line is printed above.")
+        raise ConfigError("no combination of the sweep ran; the reasons are printed above.")
     best = max(ran, key=lambda one: one["tokens_per_second"])
     lines = recipe_lines(same_samples(best["options"], samples))
     print(f"\nfastest for {config.model.path}, {arguments.lengths} lengths:\n{lines}", end="")
     if arguments.output:
-        result = {**about(), "recipe": arguments.recipe, "lengths": arguments.lengths, "shape": arguments.shape}
+        result = {**about(), "recipe": arguments.recipe, "overrides": arguments.overrides, "ranks": arguments.ranks}
+        result |= {"lengths": arguments.lengths, "shape": arguments.shape}
         write_result(arguments.output, result | {"measured": measured, "best": lines})
         arguments.output.with_suffix(".toml").write_text(lines, encoding="utf-8")
 
@@ -78,14 +85,31 @@ def sweep(arguments: argparse.Namespace) -> None:
 def _measure(arguments: argparse.Namespace, chosen: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         output = pathlib.Path(folder) / "one.json"
-        command = [sys.executable, "-m", "benchmarks.rollout", arguments.recipe, *arguments.overrides, *chosen]
+        command = [sys.executable]
+        if arguments.ranks > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.ranks)]
+        command += ["-m", "benchmarks.rollout", arguments.recipe, *arguments.overrides, *chosen]
         command += ["--lengths", arguments.lengths, "--repeats", str(arguments.repeats), "--output", str(output)]
         command += ["--against", *(["--shape", arguments.shape] if arguments.shape else [])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            return {"failed": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+            return {"failed": reason(done.stderr)}
         found = json.loads(output.read_text())
-        return {"tokens_per_second": found["tokens_per_second"]["ours"]["median"], "sampler": found["sampler"]}
+        rate = found["tokens_per_second"]["ours"]
+        kept = {name: found[name] for name in ("sampler", "first_token_seconds", "mfu", "mbu", "seconds")}
+        return {"tokens_per_second": rate["median"], "tokens_per_second_spread": rate, **kept}
+
+
+def reason(stderr: str) -> str:
+    """What ended a process, from what it wrote: its last error, without the traceback and torchrun's own words.
+
+    >>> reason("Traceback ...\n[rank0]: ValueError: fp8 is not\nsupported\nE1 failed\ntorch.ChildFailedError: x FAILED")
+    'ValueError: fp8 is not supported E1 failed'
+    """
+    own = re.split(r"^.*ChildFailedError.*$", stderr, flags=re.MULTILINE)[0]
+    errors = list(re.finditer(r"^(?:\[rank\d+\]:\s*)?([\w.]*(?:Error|Exception|Interrupt): .*)", own, re.MULTILINE))
+    text = own[errors[-1].start(1) :] if errors else own.strip()[-REASON_CHARACTERS:]
+    return " ".join(text.split())[:REASON_CHARACTERS] or "no output"
 
 
 def recipe_lines(overrides: list[str]) -> str:

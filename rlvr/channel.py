@@ -17,6 +17,7 @@ import msgspec
 
 from rlvr.colocated import Request, Sampled
 from rlvr.errors import SamplerError
+from rlvr.sampler_statistics import SamplerStatistics
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -54,6 +55,12 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     info: dict[str, Any] = {}
 
 
+class Statistics(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Answer with vLLM's statistics since they were last asked for."""
+
+    ticket: int
+
+
 class Close(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """This learner rank is done."""
 
@@ -79,6 +86,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     ticket: int
     problem: str | None = None
     logprobs: list[list[float]] = []
+    statistics: list[SamplerStatistics] = []
 
 
 class Alive(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -91,7 +99,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     error: str
 
 
-Order = Sample | SequenceLogprobs | Compare | Transfer | Close
+Order = Sample | SequenceLogprobs | Compare | Transfer | Statistics | Close
 Report = Ready | Finished | Answer | Alive | Failed
 
 encode = msgspec.msgpack.Encoder().encode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -49,6 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(handler=_check)
     report = commands.add_parser("report", help="print the results of a run")
     report.add_argument("run_dir")
+    report.add_argument("--html", metavar="FILE", help="also write it as one HTML file, with curves")
+    report.add_argument(
+        "--figure", nargs="+", default=[], metavar="PNG", help="figures for it, e.g. a benchmark's plot"
+    )
     report.set_defaults(handler=_report)
     add_data_commands(commands)
     add_commands(commands)
@@ -94,7 +99,13 @@ def _check(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from rlvr.report import report
 
+    if arguments.figure and not arguments.html:
+        raise RlvrError("--figure puts pictures into the HTML file: add --html FILE.")
     print(report(arguments.run_dir))
+    if arguments.html:
+        from rlvr.report_page import write_run_page
+
+        write_run_page(arguments.run_dir, pathlib.Path(arguments.html), [pathlib.Path(one) for one in arguments.figure])
     return 0
 
 

@@ -96,7 +96,7 @@ class Sampler:
             **engine_options,
         )
         self.statistics: SamplerStatistics | None = None
-        """vLLM's statistics since they were last cleared; None unless the recipe asks for them."""
+        """vLLM's statistics since they were last taken; None unless the recipe asks for them."""
         if config.sampler.statistics:
             self.statistics = SamplerStatistics(max_num_seqs=config.sampler.max_num_seqs)
             self._llm.llm_engine.logger_manager.stat_loggers = [self.statistics]  # in place of Prometheus counters
@@ -106,8 +106,6 @@ class Sampler:
 
     def generate(self, requests: Sequence[Request], on_finish: Callable[[int, Sampled], None]) -> None:
         """Sample every request; `on_finish(index, sampled)` is called as each one ends, in any order."""
-        if self.statistics is not None:
-            self.statistics.clear()
         for index, request in enumerate(requests):
             self.add(f"{self._request_count}-{index}", request)
         self._request_count += 1

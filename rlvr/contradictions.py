@@ -187,11 +187,6 @@ def placement_problems(config: Config) -> list[str]:
             "placement.mode='disaggregated' needs placement.learner_ranks and placement.sampler_ranks: how many of "
             "torchrun's ranks learn, and how many sample"
         )
-    if config.sampler.statistics:
-        problems.append(
-            "sampler.statistics=true does nothing with placement.mode='disaggregated', whose sampling ranks keep no "
-            "log: remove one"
-        )
     if differs(config.sampler, "sleep"):
         problems.append(
             "sampler.sleep=false does nothing with placement.mode='disaggregated', where the sampler has its ranks for "

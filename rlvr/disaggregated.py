@@ -22,7 +22,7 @@ from rlvr.channel import Alive, Answer, Compare, Failed, Finished, Line, Order, 
 from rlvr.colocated import Request, Sampled, Sampler
 from rlvr.config import Config
 from rlvr.errors import SamplerError, WeightSyncError
-from rlvr.sampler_statistics import SamplerStatistics
+from rlvr.sampler_statistics import RemoteStatistics, SamplerStatistics
 
 TICK_SECONDS = 0.5
 
@@ -56,8 +56,8 @@ class RemoteSampler:
         self._ticket = 0
         self._trainer: Any = None
         self._dtype = config.model.dtype
-        self.statistics: SamplerStatistics | None = None
-        """They stay on the sampling ranks."""
+        self.statistics = RemoteStatistics(self._take_statistics) if config.sampler.statistics else None
+        """vLLM's statistics of the sampling ranks; None unless the recipe asks for them."""
         self.policy_version = -1
         """Weight updates that the engines have received after the first, which makes it 0."""
         for replica in self._replicas:
@@ -111,6 +111,11 @@ class RemoteSampler:
         answers = self._ask(Compare(ticket=self._ticket, checksums=checksums), self._to_prove())
         problems = [f"{self._names[replica]}: {a.problem}" for replica, a in answers.items() if a.problem is not None]
         return "; ".join(problems) or None
+
+    def _take_statistics(self) -> list[SamplerStatistics]:
+        self._ticket += 1
+        answers = self._ask(channel.Statistics(ticket=self._ticket), self._to_prove())
+        return [one for answer in answers.values() for one in answer.statistics]
 
     def load_weights(self, weights: Any) -> None:
         """Send new weights to every engine. Collective over the learner ranks.

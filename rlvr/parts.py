@@ -87,6 +87,7 @@ class Parts:
             self.ledger = Ledger(**state["ledger"])
         self.sync.publish()
         difference = self._contract_difference()
+        self._leave_out_of_statistics()
         if distributed.rank() == 0:  # a run that cannot begin leaves no run directory behind
             run.create(self.config, recipe_text)
             data_report.write(run.data, data)
@@ -138,10 +139,16 @@ class Parts:
                 f"{name} after step {step}: pass@1 {metrics[f'{name}/pass_at_1']:.1%} "
                 f"(± {metrics[f'{name}/pass_at_1_ci95']:.1%}), greedy {metrics[f'{name}/pass_at_1_greedy']:.1%}"
             )
+        self._leave_out_of_statistics()
         metrics["time/evaluate_seconds"] = time.perf_counter() - started
         if step == 0 and self._log is not None:
             self._log.write(0, metrics | {"time/startup_seconds": started - self._started})
         return metrics
+
+    def _leave_out_of_statistics(self) -> None:
+        """vLLM's statistics are of training: what was sampled for something else does not count."""
+        if self.sampler.statistics is not None:
+            self.sampler.statistics.clear()
 
     def finish_step(self, step: int, metrics: dict[str, float], *, stop: bool) -> None:
         """Evaluate, log and checkpoint as the recipe says. Collective.

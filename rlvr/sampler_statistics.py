@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlvr import distributed
@@ -13,21 +14,27 @@ from rlvr import distributed
 class Finished:
     """One request that vLLM finished."""
 
+    prompt_tokens: int
     tokens: int
+    """Sampled."""
     seconds: float
     """From its arrival in the queue to its last token."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class SamplerStatistics:
-    """A vLLM stat logger (`vllm.v1.metrics.loggers.StatLoggerBase`) that keeps what happened since `clear`."""
+    """A vLLM stat logger (`vllm.v1.metrics.loggers.StatLoggerBase`) that keeps what happened since `take` or `clear`.
+
+    Rollouts alone count: `Sampler.sequence_logprobs` switches `is_recording` off.
+    """
 
     max_num_seqs: int
     is_recording: bool = True
     steps: int = 0
     """Engine steps, each one token for every running request."""
-    running: int = 0
-    """Running requests, summed over the steps."""
+    sampled: int = 0
+    """Tokens sampled, which is what a step's running requests are. (vLLM's own count comes after the step, without
+    those that ended in it.)"""
     kv_cache_usage_max: float = 0.0
     """Share of the KV cache's blocks."""
     kv_cache_usage_sum: float = 0.0
@@ -45,16 +52,16 @@ class SamplerStatistics:
             return
         if scheduler_stats is not None:
             self.steps += 1
-            self.running += scheduler_stats.num_running_reqs
             self.kv_cache_usage_max = max(self.kv_cache_usage_max, scheduler_stats.kv_cache_usage)
             self.kv_cache_usage_sum += scheduler_stats.kv_cache_usage
             self.prefix_tokens += scheduler_stats.prefix_cache_stats.queries
             self.prefix_hits += scheduler_stats.prefix_cache_stats.hits
         if iteration_stats is not None:
+            self.sampled += iteration_stats.num_generation_tokens
             self.preemptions += iteration_stats.num_preempted_reqs
             self.first_token_seconds += iteration_stats.time_to_first_tokens_iter
             self.finished += [
-                Finished(tokens=one.num_generation_tokens, seconds=one.e2e_latency)
+                Finished(prompt_tokens=one.num_prompt_tokens, tokens=one.num_generation_tokens, seconds=one.e2e_latency)
                 for one in iteration_stats.finished_requests
             ]
 
@@ -70,12 +77,18 @@ class SamplerStatistics:
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(fresh, field.name))
 
+    def take(self) -> list[SamplerStatistics]:
+        """What this rank's engine has done, as a list of one, and begin anew."""
+        taken = dataclasses.replace(self)
+        self.clear()
+        return [taken]
+
     def summary(self) -> dict[str, float]:
-        """`sampler/...` numbers of this rank."""
+        """`sampler/...` numbers of one engine."""
         steps = max(self.steps, 1)
         return {
             "sampler/steps": float(self.steps),
-            "sampler/occupancy": self.running / steps / self.max_num_seqs,
+            "sampler/occupancy": self.sampled / steps / self.max_num_seqs,
             "sampler/kv_cache_usage": self.kv_cache_usage_sum / steps,
             "sampler/kv_cache_usage_max": self.kv_cache_usage_max,
             "sampler/prefix_cache_hits": self.prefix_hits / max(self.prefix_tokens, 1),
@@ -84,8 +97,31 @@ class SamplerStatistics:
         }
 
     def metrics(self) -> dict[str, float]:
-        """`summary`, mean over ranks, and begin anew. Collective."""
-        local = self.summary()
-        self.clear()
-        total = distributed.sum_over_ranks(list(local.values()))
-        return {name: value / distributed.world_size() for name, value in zip(local, total, strict=True)}
+        """`summary`, mean over engines, and begin anew. Collective."""
+        return mean_over_engines(self.take())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RemoteStatistics:
+    """Those of engines in other processes, with the same methods."""
+
+    take: Callable[[], list[SamplerStatistics]]
+    """Asks the engines that this learner rank answers for; they begin anew."""
+
+    def metrics(self) -> dict[str, float]:
+        return mean_over_engines(self.take())
+
+    def clear(self) -> None:
+        self.take()
+
+
+def mean_over_engines(engines: Sequence[SamplerStatistics]) -> dict[str, float]:
+    """`summary`, mean over all engines of the run. Collective.
+
+    Args:
+        engines: those that this rank answers for; a rank may have none, but the run has one or more.
+    """
+    names = list(SamplerStatistics(max_num_seqs=1).summary())
+    own = [sum(one.summary()[name] for one in engines) for name in names]
+    *sums, count = distributed.sum_over_ranks([*own, float(len(engines))])
+    return {name: value / count for name, value in zip(names, sums, strict=True)}

@@ -195,6 +195,9 @@ class Server:
                 except WeightSyncError as error:  # nothing is sampled until an update is whole
                     problem = str(error)
                 self._tell(learner, Answer(ticket=order.ticket, problem=problem))
+            case channel.Statistics():
+                recorded = self.sampler.statistics  # asked for only where the recipe, which every rank has, says so
+                self._tell(learner, Answer(ticket=order.ticket, statistics=recorded.take() if recorded else []))
             case Close():
                 self._open.remove(learner)
 

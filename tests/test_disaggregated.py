@@ -51,7 +51,7 @@ class Run:
                 "model": {"path": str(folder / "model"), "dtype": "float32"},
                 "data": {"train": str(folder / "train.jsonl"), "max_prompt_tokens": 48},
                 "rollout": {"prompts_per_step": 4, "max_tokens": 16, "temperature": 0.7},
-                "sampler": {"kv_cache_mib": 32, "block_size": 32, "enforce_eager": True},
+                "sampler": {"kv_cache_mib": 32, "block_size": 32, "enforce_eager": True, "statistics": True},
                 "optimizer": {"learning_rate": 1e-2, "schedule": "constant"},
                 "learner": {"zero_stage": 0},
                 "training": {"steps": 1},
@@ -133,6 +133,25 @@ def test_every_engine_holds_the_learners_weights_and_samples_with_them(run: Run)
     assert {a.policy_version for a in answers} == {run.sampler.policy_version}
     assert sample(run, asked) == answers  # which engine samples what does not depend on who is faster
     assert sample(run, asked[5:7])[1] == answers[6]  # nor the sample on which engine it is
+
+
+def test_the_engines_statistics_come_to_the_learner_without_the_canaries(run: Run) -> None:
+    assert run.sampler.statistics is not None
+    run.sampler.statistics.clear()
+    run.sync.publish()
+    first, second = run.sampler.statistics.take()
+    assert (first.steps, second.steps) == (0, 0)  # the canaries
+    sample(run, requests(12))
+    first, second = run.sampler.statistics.take()
+    # 12 prompts dealt out in turn; end tokens may end one before its 8 tokens
+    assert [len(one.finished) for one in (first, second)] == [6, 6]
+    assert all(1 <= done.tokens <= 8 and done.seconds > 0 for one in (first, second) for done in one.finished)
+    assert len(first.first_token_seconds) == 6
+    sample(run, requests(12, max_tokens=1))
+    metrics = run.sampler.statistics.metrics()
+    assert metrics.keys() == first.summary().keys()
+    assert metrics["sampler/steps"] == 1.0  # of each engine: 6 prompts are one step, which is a token of each
+    assert metrics["sampler/occupancy"] == pytest.approx(6 / run.config.sampler.max_num_seqs)
 
 
 def corrupt_one_element(weights: Weights) -> Weights:
