@@ -101,7 +101,7 @@ def _measure(arguments: argparse.Namespace, chosen: list[str]) -> dict[str, Any]
 
 
 def reason(stderr: str) -> str:
-    """What ended a process, from what it wrote: its last error, without the traceback and torchrun's own words.
+    r"""What ended a process, from what it wrote: its last error, without the traceback and torchrun's own words.
 
     >>> reason("Traceback ...\n[rank0]: ValueError: fp8 is not\nsupported\nE1 failed\ntorch.ChildFailedError: x FAILED")
     'ValueError: fp8 is not supported E1 failed'
