@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
     with tempfile.TemporaryDirectory() as folder:
         config = configure(arguments, pathlib.Path(folder))
-        place = distributed.join(config.placement)
+        place = distributed.join(config)
         if place is not None and place.samples:
             from rlvr.serve import serve
 

@@ -1,4 +1,4 @@
-"""What learner ranks and sampling ranks say to each other, and over what.
+"""What learner ranks and sampling ranks say to each other, and the ranks of one engine among them, and over what.
 
 The lines are `multiprocessing.connection` (authenticated sockets of the standard library, which notice at once when the
 other side dies); messages are msgpack of the records below, so nothing is pickled. Weights do not travel here.
@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import struct
+import threading
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any, Literal
 
@@ -65,6 +66,15 @@ class Close(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """This learner rank is done."""
 
 
+class Round(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """From the first rank of an engine to the others: what it does itself before the engine's next step."""
+
+    orders: list[tuple[int, bytes]]
+    """Learner rank, and the order as it came."""
+    at_seconds: float
+    """When, by the first rank's clock: what comes first must be the same on every rank."""
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """vLLM has started."""
 
@@ -99,7 +109,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     error: str
 
 
-Order = Sample | SequenceLogprobs | Compare | Transfer | Statistics | Close
+Order = Sample | SequenceLogprobs | Compare | Transfer | Statistics | Round | Close
 Report = Ready | Finished | Answer | Alive | Failed
 
 encode = msgspec.msgpack.Encoder().encode
@@ -113,6 +123,7 @@ class Line:
     def __init__(self, connection: Connection, timeout_seconds: float) -> None:
         self._connection = connection
         self._timeout_seconds = timeout_seconds
+        self._sending = threading.Lock()
         with socket.socket(fileno=os.dup(connection.fileno())) as same:
             whole = int(timeout_seconds)
             limit = struct.pack("ll", whole, int((timeout_seconds - whole) * 1e6))
@@ -121,13 +132,14 @@ class Line:
                 same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def introduce(self, rank: int) -> None:
-        """The first message of a learner rank: which one it is."""
+        """The first message: which rank of the run this is."""
         self._connection.send_bytes(rank.to_bytes(4))
 
     def send(self, message: Order | Report) -> None:
-        """Raises SamplerError when the other side is gone, or takes nothing before the deadline."""
+        """From any thread. Raises SamplerError when the other side is gone, or takes nothing before the deadline."""
         try:
-            self._connection.send_bytes(encode(message))
+            with self._sending:
+                self._connection.send_bytes(encode(message))
         except BlockingIOError as error:
             raise SamplerError(f"took no message for {self._timeout_seconds:g} s") from error
         except OSError as error:

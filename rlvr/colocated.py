@@ -1,4 +1,5 @@
-"""The sampler of each rank: a vLLM engine in the learner's own process.
+"""The sampler of each rank: a vLLM engine, or with `sampler.tensor_parallel_size` a part of one, in the learner's
+own process.
 
 Requests go in one by one, each with its own seed, and come out as they finish, so that verdicts start while
 others are still being sampled. Weights come from the learner (`rlvr.weight_sync`); the engine starts with dummies.
@@ -11,11 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
+import transformers
 
 from rlvr import distributed
 from rlvr.checksums import LoadedChecksums
 from rlvr.config import Config
+from rlvr.contradictions import indivisible
+from rlvr.errors import ConfigError
 from rlvr.sampler_statistics import SamplerStatistics
+from rlvr.tensor_parallel import Group, prepare_shared_memory
 
 CPU_KV_CACHE_MIB = 512
 CPU_BATCHED_TOKENS = 8192
@@ -68,6 +73,13 @@ class Sampler:
     ) -> None:
         from vllm import LLM
 
+        self.group = Group(config.sampler.tensor_parallel_size)
+        """The ranks that hold this engine together."""
+        if self.group.size > 1:
+            model = transformers.AutoConfig.from_pretrained(config.model.path).to_dict()
+            if fault := indivisible(model, self.group.size):
+                raise ConfigError(f"model.path={config.model.path!r}: {fault}")
+            prepare_shared_memory(self.group)
         self.stop_token_ids = list(stop_token_ids)
         self.policy_version = -1 if load_format == "dummy" else 0
         """Weight updates received in this process after the first, which makes it 0."""
@@ -90,6 +102,7 @@ class Sampler:
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled, not of the raw logits
             kv_cache_dtype=config.sampler.kv_cache_dtype,
             disable_log_stats=not config.sampler.statistics,
+            tensor_parallel_size=self.group.size,
             # one engine a rank inside torchrun's process group, on the rank's own device
             distributed_executor_backend="external_launcher" if distributed.world_size() > 1 else None,
             **_memory(config, max_model_len),
@@ -98,20 +111,31 @@ class Sampler:
         self.statistics: SamplerStatistics | None = None
         """vLLM's statistics since they were last taken; None unless the recipe asks for them."""
         if config.sampler.statistics:
-            self.statistics = SamplerStatistics(max_num_seqs=config.sampler.max_num_seqs)
+            first = self.group.rank == 0
+            self.statistics = SamplerStatistics(max_num_seqs=config.sampler.max_num_seqs, speaks=first)
             self._llm.llm_engine.logger_manager.stat_loggers = [self.statistics]  # in place of Prometheus counters
-        self._checksums = LoadedChecksums(self.model())
+        self._checksums = LoadedChecksums(self.model(), self.group)
         self._versions: dict[str, list[tuple[int, int]]] = {}
         self._ended: list[tuple[str, Sampled]] = []
 
     def generate(self, requests: Sequence[Request], on_finish: Callable[[int, Sampled], None]) -> None:
-        """Sample every request; `on_finish(index, sampled)` is called as each one ends, in any order."""
-        for index, request in enumerate(requests):
+        """Sample every request; `on_finish(index, sampled)` is called as each one ends, in any order.
+
+        Collective over the engine's ranks: together they sample what any of them asks for, and each is given its own.
+        """
+        members = self.group.gather(list(requests))
+        own = sum(map(len, members[: self.group.rank]))
+        for index, request in enumerate(request for member in members for request in member):
             self.add(f"{self._request_count}-{index}", request)
         self._request_count += 1
+        tokens: list[tuple[int, tuple[int, ...]]] = []
         while self.is_busy():
             for key, sampled in self.step():
-                on_finish(int(key.rpartition("-")[2]), sampled)
+                index = int(key.rpartition("-")[2])
+                tokens.append((index, sampled.token_ids))
+                if own <= index < own + len(requests):
+                    on_finish(index - own, sampled)
+        self.group.refuse_divergence(tokens)
 
     def submit(self, requests: Sequence[Request], on_finish: Callable[[int, Sampled], None]) -> Any:
         """Something for `wait`. An engine in this process samples only while it is waited for."""
@@ -124,8 +148,13 @@ class Sampler:
     def add(self, key: str, request: Request) -> None:
         """Queue one request under a name of the caller's; `step` samples it."""
         prompt: Any = {"prompt_token_ids": list(request.token_ids), "cache_salt": str(self.policy_version)}
-        self._llm.llm_engine.add_request(key, prompt, self.sampling_params(request))
+        params = self.sampling_params(request)
+        self._llm.llm_engine.add_request(key, prompt, params, arrival_time=self._arrival_time())
         self._versions[key] = [(0, self.policy_version)]
+
+    def _arrival_time(self) -> float | None:
+        """Of the next request; None for the time by vLLM's clock. First come, first served whatever it is, here."""
+        return None
 
     def is_busy(self) -> bool:
         """Whether requests are unfinished, or ended and not yet returned by `step`."""
@@ -181,7 +210,7 @@ class Sampler:
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
         """Log-probability (temperature 1) of every token but the first of each sequence, in nats.
 
-        Returns one list for each engine that this rank has to prove: here, its own.
+        Returns one list for each engine that this rank has to prove: here, its own, whose ranks all ask for the same.
         """
         from vllm import SamplingParams
 
@@ -190,7 +219,8 @@ class Sampler:
         keys = [f"sequence-{self._request_count}-{index}" for index in range(len(sequences))]
         self._request_count += 1
         for key, sequence in zip(keys, sequences, strict=True):
-            engine.add_request(key, {"prompt_token_ids": list(sequence)}, params, priority=self._proof_priority)
+            prompt: Any = {"prompt_token_ids": list(sequence)}
+            engine.add_request(key, prompt, params, arrival_time=self._arrival_time(), priority=self._proof_priority)
         found: dict[str, list[float]] = {}
         if self.statistics is not None:  # they are of rollouts alone
             self.statistics.is_recording = False

@@ -165,10 +165,13 @@ class Rollout(Section):
 
 
 class Sampler(Section):
-    """vLLM engine of each rank."""
+    """vLLM engine of each rank, or of `tensor_parallel_size` ranks."""
 
+    tensor_parallel_size: Positive = 1
+    """Consecutive ranks that hold one engine together, each a part of every weight and of the KV cache. Divides the
+    number of ranks that sample."""
     kv_cache_mib: Positive | None = None
-    """MiB for the KV cache; None takes 512 on a CPU and what `gpu_memory_utilization` leaves on a GPU."""
+    """MiB of each rank for the KV cache; None takes 512 on a CPU and what `gpu_memory_utilization` leaves on a GPU."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of a GPU's memory that vLLM takes, weights included."""
     max_num_seqs: Positive = 256

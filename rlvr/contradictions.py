@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
@@ -18,6 +19,9 @@ WHITENED: dict[str, bool | None] = {
     "reinforce_plus_plus_baseline": True,
 }
 """Whether whitening belongs to an advantage's definition; None leaves the choice (default: yes)."""
+
+VOCABULARY_PADDING = 64
+"""vLLM rounds the vocabulary up to a multiple of this before it is split."""
 
 
 def contradictions(config: Config) -> list[str]:
@@ -187,12 +191,50 @@ def placement_problems(config: Config) -> list[str]:
             "placement.mode='disaggregated' needs placement.learner_ranks and placement.sampler_ranks: how many of "
             "torchrun's ranks learn, and how many sample"
         )
+    size, ranks = config.sampler.tensor_parallel_size, placement.sampler_ranks
+    if ranks is not None and ranks % size:
+        problems.append(
+            f"sampler.tensor_parallel_size={size} does not divide placement.sampler_ranks={ranks}: each engine takes "
+            f"{size} ranks. Change one of them"
+        )
     if differs(config.sampler, "sleep"):
         problems.append(
             "sampler.sleep=false does nothing with placement.mode='disaggregated', where the sampler has its ranks for "
             "itself: remove one"
         )
     return problems
+
+
+def indivisible(model: Mapping[str, Any], size: int) -> str | None:
+    """Why a model cannot be split over the `size` ranks of one engine, where vLLM would stop with an assertion.
+
+    Args:
+        model: its config.json.
+
+    >>> shape = {"num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 151936}
+    >>> indivisible(shape, 2)
+    >>> indivisible(shape, 4)
+    'sampler.tensor_parallel_size=4 does not divide num_attention_heads=14: set it to 1, 2'
+    """
+    faults = _indivisible_parts(model, size)
+    if not faults:
+        return None
+    heads = model.get("num_attention_heads") or 1
+    possible = [str(other) for other in range(1, heads + 1) if not _indivisible_parts(model, other)]
+    return f"sampler.tensor_parallel_size={size} does not divide {', '.join(faults)}: set it to {', '.join(possible)}"
+
+
+def _indivisible_parts(model: Mapping[str, Any], size: int) -> list[str]:
+    """Of what the configuration names; a family may have none of them."""
+    parts = ("num_attention_heads", "intermediate_size")
+    found = [f"{name}={model[name]}" for name in parts if (model.get(name) or 0) % size]
+    shared = model.get("num_key_value_heads") or size
+    if shared % size and size % shared:  # heads that are fewer than the ranks are on several of them
+        found.append(f"num_key_value_heads={shared}")
+    vocabulary = model.get("vocab_size") or 0
+    if -(-vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING % size:
+        found.append(f"vocab_size={vocabulary} (rounded up to a multiple of {VOCABULARY_PADDING})")
+    return found
 
 
 def asynchronous_problems(config: Config) -> list[str]:

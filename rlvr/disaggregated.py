@@ -42,13 +42,16 @@ class RemoteSampler:
     def __init__(self, config: Config, place: distributed.Place) -> None:
         placement = config.placement
         self._placement = placement
-        self._replicas = range(placement.sampler_ranks or 0)
+        self.ranks_of_engine = config.sampler.tensor_parallel_size
+        self._replicas = range((placement.sampler_ranks or 0) // self.ranks_of_engine)
         self._lines: dict[int, Line] = {}
         self._inbox: queue.SimpleQueue[tuple[int, Report | None]] = queue.SimpleQueue()
         self._heard: dict[int, float] = {}
         self._names = {
-            replica: f"sampling rank {(placement.learner_ranks or 0) + replica}" for replica in self._replicas
+            replica: f"sampling rank {(placement.learner_ranks or 0) + replica * self.ranks_of_engine}"
+            for replica in self._replicas
         }
+        """Each engine by its first rank, which speaks for the others."""
         self._batches: dict[int, Batch] = {}
         self._answers: dict[tuple[int, int], Answer] = {}
         self._ready: set[int] = set()
@@ -267,8 +270,9 @@ class Client:
         self._sampler = sampler
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        ranks = self._sampler.ranks_of_engine
         infos = {
-            replica: init_info | ({"rank_offset": 1 + replica} if "rank_offset" in init_info else {})
+            replica: init_info | ({"rank_offset": 1 + replica * ranks} if "rank_offset" in init_info else {})
             for replica in self._sampler.replicas
         }
         self._call("init", infos)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rlvr.config import Placement
+from rlvr.config import Config
 from rlvr.errors import ConfigError
 
 
@@ -35,10 +35,10 @@ def start(timeout_seconds: float = 1800.0) -> None:
         dist.init_process_group(backend, timeout=timeout)
 
 
-def join(placement: Placement) -> Place | None:
+def join(config: Config) -> Place | None:
     """Take this process's place in a run; None where every rank learns and samples."""
-    if placement.mode == "disaggregated":
-        return start_apart(placement)
+    if config.placement.mode == "disaggregated":
+        return start_apart(config)
     start()
     return None
 
@@ -49,20 +49,22 @@ class Place:
 
     samples: bool
     replica: int
-    """Which vLLM engine this process holds; -1 where it learns."""
+    """Which vLLM engine this process holds, or holds a part of; -1 where it learns."""
     run_rank: int
     """Among all processes of the run."""
     store: Any
     """torchrun's store, which every process of the run reaches."""
+    follows: bool = False
+    """Whether another rank of the same engine speaks for it."""
 
 
-def start_apart(placement: Placement, timeout_seconds: float = 1800.0) -> Place:
-    """Join the process group of this process's own kind: the learners, or one sampling rank alone.
+def start_apart(config: Config, timeout_seconds: float = 1800.0) -> Place:
+    """Join the process group of this process's own kind: the learners, or the ranks of one vLLM engine.
 
-    The two never meet in a collective: torchrun's store is split by a prefix for each group, so that DeepSpeed and vLLM
+    They never meet in a collective: torchrun's store is split by a prefix for each group, so that DeepSpeed and vLLM
     see a world of their own. Raises ConfigError when torchrun started another number of ranks than the recipe says.
     """
-    learners, samplers = placement.learner_ranks or 0, placement.sampler_ranks or 0
+    learners, samplers = config.placement.learner_ranks or 0, config.placement.sampler_ranks or 0
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != learners + samplers:
         raise ConfigError(
@@ -72,13 +74,15 @@ def start_apart(placement: Placement, timeout_seconds: float = 1800.0) -> Place:
     timeout = datetime.timedelta(seconds=timeout_seconds)
     common, run_rank, _ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
     samples = run_rank >= learners
-    size, rank = (1, 0) if samples else (learners, run_rank)
-    replica = run_rank - learners if samples else -1
+    size, rank, replica = learners, run_rank, -1
+    if samples:
+        size = config.sampler.tensor_parallel_size
+        replica, rank = divmod(run_rank - learners, size)
     group = dist.PrefixStore(f"sampler {replica}" if samples else "learners", common)  # type: ignore[attr-defined]
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))  # read by DeepSpeed and vLLM
     dist.init_process_group(_backend(), store=group, rank=rank, world_size=size, timeout=timeout)
     store = dist.PrefixStore("run", common)  # type: ignore[attr-defined]
-    return Place(samples=samples, replica=replica, run_rank=run_rank, store=store)
+    return Place(samples=samples, replica=replica, run_rank=run_rank, store=store, follows=samples and rank > 0)
 
 
 def _backend() -> str:

@@ -29,6 +29,8 @@ class SamplerStatistics:
     """
 
     max_num_seqs: int
+    speaks: bool = True
+    """Whether this rank is its engine's first. The others see the same, which is not counted again."""
     is_recording: bool = True
     steps: int = 0
     """Engine steps, each one token for every running request."""
@@ -73,15 +75,15 @@ class SamplerStatistics:
 
     def clear(self) -> None:
         """Begin anew."""
-        fresh = SamplerStatistics(max_num_seqs=self.max_num_seqs)
+        fresh = SamplerStatistics(max_num_seqs=self.max_num_seqs, speaks=self.speaks)
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(fresh, field.name))
 
     def take(self) -> list[SamplerStatistics]:
-        """What this rank's engine has done, as a list of one, and begin anew."""
+        """What this rank's engine has done, as a list of one (of none, where another speaks), and begin anew."""
         taken = dataclasses.replace(self)
         self.clear()
-        return [taken]
+        return [taken] if self.speaks else []
 
     def summary(self) -> dict[str, float]:
         """`sampler/...` numbers of one engine."""

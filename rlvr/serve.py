@@ -1,7 +1,7 @@
 """What a sampling rank does: hold a vLLM engine, and do what the learner ranks ask, until they are done.
 
 Between two steps of the engine it looks for orders, so that new requests and new weights are taken while others are
-being sampled.
+being sampled. With `sampler.tensor_parallel_size` the first rank of an engine does that, and `rlvr.followers` the rest.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from rlvr.chat import load_tokenizer, stop_token_ids
 from rlvr.colocated import Sampler
 from rlvr.config import Config
 from rlvr.errors import SamplerError, WeightSyncError
+from rlvr.followers import Followers, Lead
 
 ALIVE_SECONDS = 1.0
 FAREWELL_SECONDS = 5.0
@@ -46,6 +48,7 @@ class Replica(Sampler):
             scheduling_policy="priority",  # the proof of new weights does not wait for all that was asked before it
         )
         self._proof_priority = -1
+        self._round_at = 0.0
         self._recompute = config.asynchronous is not None and config.asynchronous.recompute_kv_cache
         self._coming: int | None = None
         """Version of the weights that are on their way."""
@@ -53,6 +56,14 @@ class Replica(Sampler):
         """Whether vLLM holds an update open."""
         self._is_partial = False
         """Whether the weights are part old, part new."""
+
+    def begin_round(self, at_seconds: float) -> None:
+        """Requests to come have this time, which is the same on every rank of the engine and decides their order."""
+        self._round_at = max(at_seconds, self._round_at)
+
+    def _arrival_time(self) -> float:
+        self._round_at += 1e-6  # as the queue breaks ties by names that vLLM makes up on each rank
+        return self._round_at
 
     def transfer(self, order: Transfer) -> None:
         """One call of vLLM's API. Raises WeightSyncError for one that is out of turn."""
@@ -94,6 +105,10 @@ class Replica(Sampler):
         states = self._llm.llm_engine.output_processor.request_states.values()
         return sum(state.detokenizer.num_output_tokens() for state in states)
 
+    def has_work(self) -> bool:
+        """Whether the next step samples something."""
+        return self.is_busy() and not self.is_loading()
+
     def is_loading(self) -> bool:
         """Whether the last update that began has not become whole: nothing may be sampled then."""
         return self._is_partial
@@ -113,14 +128,20 @@ class Server:
         self._signs_at = time.monotonic()
         self._finished = 0
         self._progress = (0, 0)
-        listener = channel.listen(place.store, place.replica, backlog=len(self._open))
-        self._accepting = threading.Thread(target=self._accept, args=(listener,), daemon=True)
+        self._followers = Followers(config.placement, self.fail)
+        callers = len(self._open) + config.sampler.tensor_parallel_size - 1
+        listener = channel.listen(place.store, place.replica, backlog=callers)
+        self._accepting = threading.Thread(target=self._accept, args=(listener, callers), daemon=True)
         self._accepting.start()
 
-    def _accept(self, listener: multiprocessing.connection.Listener) -> None:
-        for _ in range(len(self._open)):
+    def _accept(self, listener: multiprocessing.connection.Listener, callers: int) -> None:
+        for _ in range(callers):
             line = Line(listener.accept(), self._placement.idle_timeout_seconds)
-            self._lines[int.from_bytes(line.receive())] = line
+            run_rank = int.from_bytes(line.receive())
+            if run_rank in self._open:
+                self._lines[run_rank] = line
+            else:
+                self._followers.add(run_rank, line)
         listener.close()
 
     def run(self) -> None:
@@ -135,15 +156,17 @@ class Server:
         for learner in sorted(self._open):
             self._tell(learner, Ready(host=socket.gethostname(), pid=os.getpid()))
         while self._open:
-            steps = self.sampler.is_busy() and not self.sampler.is_loading()
-            for learner, raw in self._orders(wait=not steps):
+            orders = self._orders(wait=not self.sampler.has_work())
+            self.sampler.begin_round(self._followers.share(orders))
+            for learner, raw in orders:
                 self._obey(learner, channel.decode_order(raw))
-            if self.sampler.is_busy() and not self.sampler.is_loading():
+            if self.sampler.has_work():
                 for key, sampled in self.sampler.step():
                     learner, ticket, index = map(int, key.split("-"))
                     self._tell(learner, Finished(ticket=ticket, index=index, sampled=sampled))
                     self._finished += 1
                 self._give_signs()
+        self._followers.dismiss()
 
     def _give_signs(self) -> None:
         """Tell every learner rank that the engine is alive, if it has sampled anything since the last time."""
@@ -176,36 +199,21 @@ class Server:
         return orders
 
     def _obey(self, learner: int, order: Order) -> None:
-        match order:
-            case channel.Sample():
-                for index, request in zip(order.indices, order.requests, strict=True):
-                    self.sampler.add(f"{learner}-{order.ticket}-{index}", request)
-            case channel.SequenceLogprobs():
-                logprobs = self.sampler.sequence_logprobs(order.sequences)[0]
-                self._tell(learner, Answer(ticket=order.ticket, logprobs=logprobs))
-            case Compare():
-                expected = {
-                    name: torch.frombuffer(bytearray(raw), dtype=torch.int64) for name, raw in order.checksums.items()
-                }
-                self._tell(learner, Answer(ticket=order.ticket, problem=self.sampler.compare(expected)))
-            case Transfer():
-                problem = None
-                try:
-                    self.sampler.transfer(order)
-                except WeightSyncError as error:  # nothing is sampled until an update is whole
-                    problem = str(error)
-                self._tell(learner, Answer(ticket=order.ticket, problem=problem))
-            case channel.Statistics():
-                recorded = self.sampler.statistics  # asked for only where the recipe, which every rank has, says so
-                self._tell(learner, Answer(ticket=order.ticket, statistics=recorded.take() if recorded else []))
-            case Close():
-                self._open.remove(learner)
+        if isinstance(order, Close):
+            self._open.remove(learner)
+        answer = obey(self.sampler, learner, order)
+        if answer is not None:
+            self._tell(learner, answer)
 
     def _tell(self, learner: int, report: Report) -> None:
         try:
             self._lines[learner].send(report)
         except SamplerError as error:
             raise SamplerError(f"learner rank {learner} {error}") from error
+
+    def wait_for_reason(self) -> None:
+        """After an error: does not return when another rank of this engine has ended, which says more."""
+        self._followers.wait_for_reason()
 
     def fail(self, error: BaseException) -> None:
         """Tell the learners why this rank ends, as far as they can be told."""
@@ -217,8 +225,44 @@ class Server:
                 continue  # that one is gone too
 
 
+def obey(sampler: Replica, learner: int, order: Order) -> Answer | None:
+    """Do what a learner rank asks, on every rank of the engine. Returns what it is to be answered."""
+    match order:
+        case channel.Sample():
+            for index, request in zip(order.indices, order.requests, strict=True):
+                sampler.add(f"{learner}-{order.ticket}-{index}", request)
+        case channel.SequenceLogprobs():
+            return Answer(ticket=order.ticket, logprobs=sampler.sequence_logprobs(order.sequences)[0])
+        case Compare():
+            expected = {
+                name: torch.frombuffer(bytearray(raw), dtype=torch.int64) for name, raw in order.checksums.items()
+            }
+            return Answer(ticket=order.ticket, problem=joined(sampler.group.gather(sampler.compare(expected))))
+        case Transfer():
+            problem = None
+            try:
+                sampler.transfer(order)
+            except WeightSyncError as error:  # nothing is sampled until an update is whole
+                problem = str(error)
+            return Answer(ticket=order.ticket, problem=joined(sampler.group.gather(problem)))
+        case channel.Statistics():
+            recorded = sampler.statistics  # asked for only where the recipe, which every rank has, says so
+            return Answer(ticket=order.ticket, statistics=recorded.take() if recorded else [])
+    return None
+
+
+def joined(problems: Sequence[str | None]) -> str | None:
+    """Those of an engine's ranks as one."""
+    if len(problems) == 1:
+        return problems[0]
+    return "; ".join(f"rank {rank} of it: {one}" for rank, one in enumerate(problems) if one is not None) or None
+
+
 def serve(config: Config, place: distributed.Place) -> None:
     """Be a sampling rank until the learners are done. Raises SamplerError when one of them is gone."""
+    if place.follows:
+        follow(config, place)
+        return
     server: Server | None = None
 
     def stop(number: int, frame: Any) -> None:
@@ -234,7 +278,31 @@ def serve(config: Config, place: distributed.Place) -> None:
             server.sampler = engine
             server.run()
     except Exception as error:
+        server.wait_for_reason()
         server.fail(error)
+        raise
+    finally:
+        distributed.stop()
+
+
+def follow(config: Config, place: distributed.Place) -> None:
+    """Be another rank of an engine than its first, until that says that the run is over. Raises SamplerError when the
+    first is gone."""
+    line = channel.connect(place.store, place.replica, config.placement.start_timeout_seconds)
+    line.introduce(place.run_rank)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first rank says when it is over, or ends this one by ending itself
+    lead = Lead(line, f"sampling rank {place.run_rank - distributed.rank()}")
+    try:
+        with contextlib.closing(start_engine(config)) as engine:
+            while (this := lead.next_round()) is not None:
+                engine.begin_round(this.at_seconds)
+                for learner, raw in this.orders:
+                    obey(engine, learner, channel.decode_order(raw))
+                if engine.has_work():
+                    engine.step()
+    except Exception as error:
+        lead.fail(error)
         raise
     finally:
         distributed.stop()

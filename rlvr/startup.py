@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import difflib
+import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
 from rlvr import judges
 from rlvr.chat import TEMPLATES
 from rlvr.config import Config, Source
+from rlvr.contradictions import indivisible
 from rlvr.data import Row, read_source, read_training, verifier_key
 from rlvr.data_report import parts_of
 from rlvr.errors import ConfigError, DataError
@@ -34,6 +36,7 @@ def check(config: Config) -> list[str]:
     problems = [
         _unknown_template(config.model.chat_template),
         _missing_model("model.path", config.model.path),
+        _indivisible_model(config),
         _unknown_critic(config.critic.init),
         *map(_unreadable_source, sources),
         _same_name(config.data.eval),
@@ -84,7 +87,9 @@ def _placement_lines(config: Config) -> list[str]:
         return []
     learners, samplers = placement.learner_ranks or 0, placement.sampler_ranks or 0
     ahead = "" if config.asynchronous is None else f", up to {config.asynchronous.max_staleness} steps ahead"
-    return [f"placement: the first {learners} of {learners + samplers} ranks learn, the others sample{ahead}"]
+    size = config.sampler.tensor_parallel_size
+    engines = "" if size == 1 else f" with {samplers // size} vLLM engines of {size} ranks"
+    return [f"placement: the first {learners} of {learners + samplers} ranks learn, the others sample{engines}{ahead}"]
 
 
 def _replacing(sources: Sequence[Source], elsewhere: Sequence[Source]) -> set[str]:
@@ -245,6 +250,15 @@ def _missing_model(option: str, value: str) -> str | None:
     if path.exists():
         return None if (path / "config.json").is_file() else f"{option}={value!r}: no config.json in it"
     return f"{option}={value!r}: no such folder.{nearest_file(path)}" if _is_no_hub_id(value) else None
+
+
+def _indivisible_model(config: Config) -> str | None:
+    """A folder's model that cannot be split over the ranks of an engine."""
+    file = pathlib.Path(config.model.path) / "config.json"
+    if not file.is_file():
+        return None
+    fault = indivisible(json.loads(file.read_text()), config.sampler.tensor_parallel_size)
+    return fault and f"model.path={config.model.path!r}: {fault}"
 
 
 def _is_no_hub_id(path: str) -> bool:

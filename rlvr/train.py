@@ -38,7 +38,7 @@ def train(config: Config, *, recipe_text: str, resume: bool) -> None:
 
     Raises a subclass of RlvrError for every fault that has a remedy.
     """
-    place = distributed.join(config.placement)
+    place = distributed.join(config)
     if place is not None and place.samples:
         serve(config, place)
         return

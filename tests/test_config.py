@@ -315,6 +315,7 @@ APART = {"mode": "disaggregated", "learner_ranks": 1, "sampler_ranks": 2}
             {"placement": {"mode": "disaggregated", "learner_ranks": 1}},
             "needs placement.learner_ranks and",
         ),
+        ({"placement": APART, "sampler": {"tensor_parallel_size": 3}}, "=3 does not divide placement.sampler_ranks=2"),
         ({"placement": APART, "sampler": {"sleep": False}}, "sampler.sleep=false does nothing"),
         ({"placement": APART, "asynchronous": {"max_staleness": 0, "recompute_kv_cache": True}}, "no sample is unfin"),
         ({"placement": APART, "asynchronous": {"max_staleness": 1}}, "learns from samples of older weights"),

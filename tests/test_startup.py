@@ -99,6 +99,18 @@ def test_a_model_folder_needs_a_config(folder: pathlib.Path) -> None:
     assert startup.check(load("model.path=model", "critic.init=model"))
 
 
+def test_a_model_that_cannot_be_split_over_an_engines_ranks_is_refused(folder: pathlib.Path) -> None:
+    """3 ranks divide none of its sizes; 1,000 tokens are padded to 1,024."""
+    (folder / "model").mkdir()
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 1000}
+    (folder / "model" / "config.json").write_text(json.dumps(sizes))
+    startup.check(load("model.path=model", "sampler.tensor_parallel_size=4"))  # 2 heads, each on 2 ranks
+    assert message(ConfigError, "model.path=model", "sampler.tensor_parallel_size=3").endswith(
+        "sampler.tensor_parallel_size=3 does not divide num_attention_heads=4, intermediate_size=64, "
+        "num_key_value_heads=2, vocab_size=1000 (rounded up to a multiple of 64): set it to 1, 2, 4"
+    )
+
+
 def test_a_file_that_holds_no_rows_by_its_ending_is_refused(folder: pathlib.Path) -> None:
     (folder / "rows.csv").write_text("a,b\n")
     assert "rows.csv: a file of rows ends in .jsonl, .json, .parquet." in message(ConfigError, "data.train=rows.csv")

@@ -1,0 +1,172 @@
+"""Engines of two ranks, really run: what one rank samples, and the proof of sync over vLLM's split layouts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from test_train import (
+    LOSS_CURVE,
+    MARK,
+    VERIFIER,
+    command,
+    environment,
+    marked,
+    recipe,
+    run,
+    untimed,
+    wait_for,
+)
+
+from sft_dpo import quickstart_task
+
+pytestmark = pytest.mark.slow
+
+CASES = ("Llama", "Llama tied", "Qwen2 tied", "Qwen2", "Phi3")
+WORKER = pathlib.Path(__file__).parent / "tensor_parallel_worker.py"
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks found."""
+    folder = tmp_path_factory.mktemp("tensor_parallel")
+    paths = os.pathsep.join([str(WORKER.parent.parent), str(WORKER.parent)])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(WORKER), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_split_weights_are_the_learners_after_every_update(ranks: list[dict[str, Any]], case: str) -> None:
+    for found in ranks:
+        assert max(found[case]["canaries"]) < 1e-5
+        assert max(found[case]["contract"]) < 1e-4  # the largest; of the canaries, the mean
+        assert found[case]["stale"] > 0.01  # before the next update: so the weights have really moved
+
+
+def test_two_ranks_sample_what_one_samples(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        same, difference = found["Llama"]["one and two ranks"]
+        assert same
+        assert difference < 2e-5
+
+
+def test_a_change_of_one_ranks_part_is_found_and_what_it_does_not_hold_is_not_reported(
+    ranks: list[dict[str, Any]],
+) -> None:
+    """The second rank loaded other weights than the first. Both hear of it."""
+    for found in ranks:
+        said = found["Llama"]["tampered"]
+        assert said["a column of the first rank"] is None
+        assert said["a row of the first rank"] is None
+        # row checksums of columns add up over the ranks, so each of them sees the sum
+        assert (
+            "rank 0: 1 tensors differ from the learner's, e.g. model.layers.1.mlp.down_proj.weight; rank 1:"
+            in (said["a column of the second rank"])
+        )
+        for kind, name in (
+            ("a row of the second rank", "model.layers.0.self_attn.qkv_proj.weight"),
+            ("a row of both ranks", "model.layers.0.self_attn.qkv_proj.weight"),  # the second rank's copy of it
+            ("a token of the second rank", "model.embed_tokens.weight"),
+            ("a head's row of the second rank", "lm_head.weight"),
+        ):
+            assert f": rank 1: 1 tensors differ from the learner's, e.g. {name}." in said[kind], kind
+        assert (
+            "rank 0: 1 tensors differ from the learner's, e.g. model.layers.1.self_attn.o_proj"
+            in (said["a missing weight"])
+        )
+
+
+def test_schedulers_that_fell_out_of_step_are_found(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert "sampled different tokens for the same requests" in found["Llama"]["fallen out of step"]
+
+
+def test_ranks_and_models_that_do_not_come_out_even_are_refused(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert "tensor_parallel_size=3 does not divide the 2 ranks that sample" in found["three of two ranks"]
+        assert "tensor_parallel_size=2 does not divide num_attention_heads=3: set it to 1" in found["indivisible"]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("task")
+    quickstart_task.write(folder, seed=1, demonstrations=400, train=64, held_out=8, flawed_share=0.5)
+    (folder / "first_letter.py").write_text(VERIFIER)
+    return folder
+
+
+def curve_is_that_of_one_rank(run_dir: pathlib.Path, steps: int) -> None:
+    """To rounding: split products add up in another order, by about 1e-7 of a weight's output (tests/test_train.py
+    has the curve)."""
+    committed = json.loads(LOSS_CURVE.read_text())["steps"]
+    lines = [line for line in untimed(run_dir) if line["step"]][:steps]
+    assert len(lines) == steps
+    for line, expected in zip(lines, committed, strict=False):
+        assert {key: line[key] for key in expected} == pytest.approx(expected, rel=2e-3, abs=2e-4)
+
+
+def test_a_colocated_run_whose_two_ranks_sample_together_learns_what_one_rank_learns(
+    task: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run_dir = tmp_path / "together"
+    run(recipe(task, run_dir), "sampler.tensor_parallel_size=2", "training.steps=2", ranks=2)
+    curve_is_that_of_one_rank(run_dir, 2)
+
+
+def test_an_engine_of_two_sampling_ranks_is_fed_by_a_learner_and_a_killed_one_of_them_is_named(
+    task: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run_dir = tmp_path / "apart"
+    apart = ("placement.mode=disaggregated", "placement.learner_ranks=1", "placement.sampler_ranks=2")
+    process = subprocess.Popen(
+        command(recipe(task, run_dir), *apart, "sampler.tensor_parallel_size=2", "training.steps=500", ranks=3),
+        env=environment() | {MARK: str(run_dir)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: (run_dir / "samples" / "step_000003.jsonl").exists(), 240)
+        os.kill(follower := rank_of(2, str(run_dir)), signal.SIGSTOP)
+        time.sleep(3)  # enough for the engine's first rank to wait for it inside a step
+        os.kill(follower, signal.SIGKILL)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    curve_is_that_of_one_rank(run_dir, 2)
+    assert re.search(
+        r"sampling rank 1 \(pid \d+ on \S+\) failed: SamplerError: sampling rank 2 "
+        rf"\(pid {follower} on \S+\) is gone: its process ended without a word; it holds a part of this rank's engine",
+        said,
+    ), said[-3000:]
+    wait_for(lambda: not marked(str(run_dir)))
+
+
+def rank_of(rank: int, mark: str) -> int:
+    """The process that torchrun started as this rank of the run."""
+    for pid in marked(mark):
+        environ = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in environ and b"rlvr" in words:
+            return pid
+    raise AssertionError(f"no process is rank {rank}")
