@@ -135,26 +135,26 @@ class Contest:
             raise ConfigError("vLLM alone needs the engine in this process: the colocated placement")
         count = rollout.samples_per_prompt
         slots = range(distributed.rank(), 10**12, distributed.world_size())
-        inputs: list[Any] = []
-        params = []
-        for slot, prompt in zip(slots, prompts, strict=False):
-            for sample in range(count):
-                index = len(inputs)
-                inputs.append({"prompt_token_ids": list(prompt.token_ids)})
-                request = Request(
-                    token_ids=prompt.token_ids,
-                    seed=derive(*seed, slot, prompt.prompt_id, sample),
-                    temperature=rollout.temperature,
-                    max_tokens=rollout.max_tokens if lengths is None else lengths[index],
-                    ignore_ends=lengths is not None,
-                )
-                params.append(sampler.sampling_params(request))
+        own = [
+            Request(
+                token_ids=prompt.token_ids,
+                seed=derive(*seed, slot, prompt.prompt_id, sample),
+                temperature=rollout.temperature,
+                max_tokens=rollout.max_tokens if lengths is None else lengths[place * count + sample],
+                ignore_ends=lengths is not None,
+            )
+            for place, (slot, prompt) in enumerate(zip(slots, prompts, strict=False))
+            for sample in range(count)
+        ]
+        members = sampler.group.gather(own)  # ranks that hold one engine together sample together
+        requests = [request for member in members for request in member]
+        inputs: list[Any] = [{"prompt_token_ids": list(request.token_ids)} for request in requests]
+        params = [sampler.sampling_params(request) for request in requests]
         started = time.perf_counter()
         outputs = llm.generate(inputs, params, use_tqdm=False)
         self._note("raw_generate", time.perf_counter() - started)
-        self.raw_tokens.append(
-            distributed.sum_over_ranks([float(sum(len(o.outputs[0].token_ids) for o in outputs))])[0]
-        )
+        tokens = sum(len(o.outputs[0].token_ids) for o in outputs) / sampler.group.size
+        self.raw_tokens.append(distributed.sum_over_ranks([tokens])[0])
 
     def _learn_and_sync(self, scored: Sequence[Scored], repeat: int) -> None:
         learner = self.parts.learner

@@ -28,15 +28,15 @@ def summarize(contest: Contest, peak: Peaks) -> dict[str, Any]:
         ratios["step / floors"] = [a / b for a, b in zip(steps, floors, strict=True)]
         seconds["floors"] = floors
     seconds["step"] = steps
-    engines = len(contest.statistics[0])
+    ranks = len(contest.statistics[0]) * contest.config.sampler.tensor_parallel_size
     moved = statistics.median(seconds["sync"])
     return {
         "requests": contest.config.rollout.prompts_per_step * contest.config.rollout.samples_per_prompt,
         "tokens": statistics.median(contest.tokens),
-        "sampling_ranks": engines,
+        "sampling_ranks": ranks,
         "tokens_per_second": {name: spread(values) for name, values in rates.items()},
         "tokens_per_second_per_sampling_rank": {
-            name: spread([value / engines for value in values]) for name, values in rates.items()
+            name: spread([value / ranks for value in values]) for name, values in rates.items()
         },
         "ratios": {name: spread(values) for name, values in ratios.items()},
         **sampling(contest, peak),
@@ -114,7 +114,7 @@ def utilization(
         flops += 4 * config.num_attention_heads * heads * config.num_hidden_layers * contexts
         moved += engine.steps * matrices * element
         moved += 2 * config.num_key_value_heads * heads * config.num_hidden_layers * element * contexts
-    available = seconds * len(engines)
+    available = seconds * len(engines) * contest.config.sampler.tensor_parallel_size
     return flops / available / peak.flops_per_second, moved / available / peak.bytes_per_second
 
 
