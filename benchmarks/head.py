@@ -12,11 +12,16 @@ the forward: resident set on a CPU, torch's allocations on a GPU. The weight's g
 `chunked` is `rlvr.head` as PPO, SFT and DPO call it in an update, `chunked, entropy` as the forward before it does.
 `full` is `cross_entropy` on float32 logits [T, V], the leanest common form; `full, log_softmax` gathers from
 log-probabilities. `value` is the critic's head, `score(hidden)`: [T, 1], with nothing to save.
+
+`liger` is Liger's fused linear cross entropy (arXiv 2410.10989), one gradient for each token (`reduction="none"`), with
+the weight's gradient summed in float32. It takes part on a GPU where it is installed (pip install liger-kernel); it is
+no dependency. Every variant's gradient is held against that of `full` on the tokens that warm it up.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -56,13 +61,32 @@ def value(hidden: torch.Tensor, output: torch.nn.Linear, targets: torch.Tensor) 
     return output(hidden).squeeze(-1).float()
 
 
+def liger(hidden: torch.Tensor, output: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError as error:
+        raise SystemExit(f"--variants liger needs Liger ({error}): pip install liger-kernel") from error
+    losses: torch.Tensor = liger_fused_linear_cross_entropy(
+        hidden, output.weight, targets, reduction="none", accum_dtype=torch.float32
+    )
+    return -losses
+
+
+def by_default() -> list[str]:
+    """The variants that can run here."""
+    has_liger = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
+    return [name for name in VARIANTS if name != "liger" or has_liger]
+
+
 VARIANTS: dict[str, Read] = {
     "full": full,
     "chunked": chunked,
     "full, log_softmax": log_softmax,
     "chunked, entropy": with_entropy,
     "value": value,
+    "liger": liger,
 }
+WARM_UP_TOKENS = 64
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
@@ -83,12 +107,29 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         coefficients = torch.linspace(-1, 1, tokens, device=device)
         (coefficients * read(hidden[:tokens], output, targets[:tokens])).sum().backward()
 
-    once(64)
+    once(WARM_UP_TOKENS)
+    if arguments.only != "value":
+        refuse_another_gradient(hidden, output, targets, arguments.only)
     output.weight.grad = hidden.grad = None
     held = memory_mib()
     reset_peak()
     seconds = seconds_of(lambda: once(arguments.tokens))
     return {"seconds": seconds, "peak_above_hidden_mib": memory_mib(peak=True) - held}
+
+
+def refuse_another_gradient(hidden: torch.Tensor, output: torch.nn.Linear, targets: torch.Tensor, name: str) -> None:
+    """Hold the gradients that a variant has left against those of `full` on the same tokens."""
+    found = {"hidden states": hidden.grad, "weight": output.weight.grad}
+    output.weight.grad = hidden.grad = None
+    coefficients = torch.linspace(-1, 1, WARM_UP_TOKENS, device=hidden.device)
+    (coefficients * full(hidden[:WARM_UP_TOKENS], output, targets[:WARM_UP_TOKENS])).sum().backward()
+    for what, expected in (("hidden states", hidden.grad), ("weight", output.weight.grad)):
+        ours = found[what]
+        assert ours is not None
+        assert expected is not None
+        off = ((ours - expected).norm() / expected.norm()).item()
+        if not off < 0.02:  # bfloat16 keeps 8 bits
+            raise SystemExit(f"{name}: the gradient of the {what} is off by {off:.1%}; it computes something else")
 
 
 def contest(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -116,7 +157,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=by_default(), help="default: all that can run"
+    )
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()

@@ -84,10 +84,11 @@ def packed_sdpa(
         softcap: c in c tanh(score / c) before the softmax (Gemma 2, arXiv 2408.00118, section 2).
     Returns:
         [1, T, H, D] and None (no attention weights).
-    Raises ValueError without `sequence_lengths`.
+    Raises ValueError without `sequence_lengths`, and for attention with sinks (gpt-oss).
     """
     if sequence_lengths is None:
         raise ValueError("packed attention needs sequence_lengths=...; call the model through rlvr.model")
+    _refuse_sinks(unused)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     attend = _attend if softcap is None else _attend_softcapped(softcap)
     pieces = []
@@ -124,6 +125,7 @@ def packed_varlen(
         return packed_sdpa(
             module, query, key, value, attention_mask, scaling, sliding_window=sliding_window, softcap=softcap, **others
         )
+    _refuse_sinks(others)
     if cu_seq_lens_q is None or max_length_q is None:
         raise ValueError("packed attention needs cu_seq_lens_q=...; call the model through rlvr.model")
     from torch.nn.attention.varlen import varlen_attn
@@ -135,6 +137,13 @@ def packed_varlen(
         scale=scaling, window_size=window, enable_gqa=k.shape[1] != q.shape[1],
     )  # fmt: skip
     return attended[None], None
+
+
+def _refuse_sinks(options: dict[str, Any]) -> None:
+    if options.get("s_aux") is not None:
+        raise ValueError(
+            "packed attention has no sinks (s_aux), which this model's softmax counts: it cannot be trained"
+        )
 
 
 def runs(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ from torch import nn
 from rlvr import distributed, lora
 from rlvr.config import Optimizer
 from rlvr.errors import NonFiniteError
+from rlvr.placing import place
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
@@ -64,7 +65,7 @@ class Engine:
         )
         self._adamw_hook = adamw.register_step_pre_hook(lambda *_: self._check_gradients(adamw))
         self.engine, *_ = deepspeed.initialize(
-            model=_placed(model, config),
+            model=place(model, config),
             optimizer=adamw,
             config=config,
             dist_init_required=False,
@@ -182,7 +183,7 @@ class FrozenEngine:
         self._split = split or offload
         stage = 3 if self._split else 0
         config = _deepspeed_config(Optimizer(), stage, dtype, offload_optimizer=False, offload_parameters=offload)
-        self.module = _placed(model.requires_grad_(requires_grad=False).eval(), config)
+        self.module = place(model.requires_grad_(requires_grad=False).eval(), config)
         self._forward: Any = self.module
         if self._split:
             self._forward, *_ = _deepspeed().initialize(model=self.module, config=config, dist_init_required=False)
@@ -246,29 +247,6 @@ def _deepspeed() -> Any:
         # gloo does the reductions; DeepSpeed's shared-memory ones would be compiled here, with g++ and ninja
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def _placed(model: nn.Module, config: dict[str, Any]) -> nn.Module:
-    """The model on this rank's device: whole, or for ZeRO-3 this rank's part, split one weight at a time.
-
-    DeepSpeed itself would bring the whole model to the device first, where a large one does not fit.
-    """
-    if config["zero_optimization"]["stage"] < 3:
-        return model.to(distributed.device())
-    _register_borrowed(model)
-    _deepspeed().zero.Init(module=model, config_dict_or_path=config)
-    for buffer in model.buffers():
-        buffer.data = buffer.data.to(distributed.device())
-    return model
-
-
-def _register_borrowed(model: nn.Module) -> None:
-    """ZeRO-3 gathers a module's weights when it is called; these belong to another module, and are needed too."""
-    deepspeed = _deepspeed()
-    for module in model.modules():
-        for parameter in getattr(module, "borrowed", ()):
-            if parameter is not None:
-                deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def _deepspeed_config(

@@ -31,7 +31,7 @@ Reference = FrozenEngine | Unadapted
 def make_policy(config: Config, *, total_updates: int) -> Engine:
     return make_engine(
         "policy",
-        _load_policy(config),
+        _load_policy(config, everywhere=config.learner.zero_stage < 3),
         config.optimizer,
         model=config.model,
         learner=config.learner,
@@ -47,6 +47,7 @@ def make_critic(config: Config, *, total_updates: int) -> Engine:
         dtype=config.model.dtype,
         gradient_checkpointing=config.model.gradient_checkpointing,
         generator=torch.Generator().manual_seed(config.seed),
+        everywhere=config.learner.zero_stage < 3,
     )
     return make_engine(
         "critic",
@@ -65,20 +66,22 @@ def make_reference(config: Config, policy: Engine) -> Reference | None:
         return None
     if config.model.lora is not None:
         return Unadapted(policy)
+    split = config.learner.zero_stage == 3
     return FrozenEngine(
-        _load_policy(config),
-        split=config.learner.zero_stage == 3,
+        _load_policy(config, everywhere=not (split or config.learner.offload_reference)),
+        split=split,
         offload=config.learner.offload_reference,
         dtype=config.model.dtype,
     )
 
 
-def _load_policy(config: Config) -> PolicyModel:
+def _load_policy(config: Config, *, everywhere: bool) -> PolicyModel:
     return load_policy(
         config.model.path,
         dtype=config.model.dtype,
         gradient_checkpointing=config.model.gradient_checkpointing,
         logits_chunk_tokens=config.learner.logits_chunk_tokens,
+        everywhere=everywhere,
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from rlvr import distributed
+from rlvr.balance import share_of_minibatch, whole_step
 from rlvr.config import Config
 from rlvr.engine import Engine
 from rlvr.engines import Reference, make_critic, make_policy, make_reference
@@ -94,10 +95,14 @@ class Learner:
         """K epochs on one rollout batch. Returns metrics over all ranks."""
         totals: dict[str, float] = defaultdict(float)
         norms: list[list[float]] = []
+        spreads = self.config.algorithm.minibatches > 1 and distributed.world_size() > 1
+        if spreads:
+            batch, targets = whole_step(batch, targets)
         samples = _sample_of_token(batch)
         packed: list[PackedRow] = []
         for epoch in range(self.config.algorithm.epochs):
-            for part in self._minibatches(batch.places.tolist(), step=step, epoch=epoch):
+            for minibatch in self._minibatches(batch.places.tolist(), step=step, epoch=epoch):
+                part = share_of_minibatch(batch, minibatch) if spreads else minibatch
                 rows = self.rows(batch, part)
                 tokens = sum(len(batch.completion_ids[i]) for i in part)
                 over = self._denominators(tokens, len(part))
@@ -254,7 +259,7 @@ class Learner:
         )
 
     def _minibatches(self, places: Sequence[int], *, step: int, epoch: int) -> list[list[int]]:
-        """This rank's samples in `minibatches` parts, by an order of the whole step drawn from (seed, step, epoch).
+        """The samples at `places` in `minibatches` parts, by an order of the whole step drawn from (seed, step, epoch).
 
         Which part a sample falls in depends on its place in the step alone, so every number of ranks makes the same
         parts.

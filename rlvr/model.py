@@ -15,13 +15,17 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from rlvr import distributed
 from rlvr.attention import attention_name, boundaries
 from rlvr.errors import ConfigError
 from rlvr.head import TokenHead
+from rlvr.placing import is_awaited, without_weights
 from rlvr.records import PackedRow
 from rlvr.truncation import Truncation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LOGIT_FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier")
+"""Options of Granite, Cohere and Falcon-H1, whose logits are not their output layer's alone."""
 
 
 class PolicyModel(nn.Module):
@@ -87,24 +91,47 @@ def _hidden(transformer: PreTrainedModel, row: PackedRow) -> torch.Tensor:
     return output.last_hidden_state[0, row.read_at]
 
 
-def load_policy(path: str, *, dtype: str, gradient_checkpointing: bool, logits_chunk_tokens: int | None) -> PolicyModel:
+def load_policy(
+    path: str,
+    *,
+    dtype: str,
+    gradient_checkpointing: bool,
+    logits_chunk_tokens: int | None,
+    everywhere: bool = True,
+) -> PolicyModel:
     """Load a causal language model with packed attention and without dropout.
 
-    Raises ConfigError when there is no such model.
+    Args:
+        everywhere: every rank reads the weights; else rank 0 alone, for `rlvr.placing.place` to split them.
+    Raises ConfigError when there is no such model, or when its logits are computed otherwise than here.
     """
-    transformer = _load(AutoModelForCausalLM, path, dtype)
+    transformer = _load(AutoModelForCausalLM, path, dtype, everywhere=everywhere)
+    for name in LOGIT_FACTORS:
+        if getattr(transformer.config, name, 1.0) != 1.0:
+            raise ConfigError(
+                f"cannot train the model {path!r}: its config.json has {name}={getattr(transformer.config, name)!r}, a "
+                "factor of its logits, which are the output layer's alone here. Take a model of the Llama, Qwen, OLMo, "
+                "Mistral, Gemma or Phi families."
+            )
     if gradient_checkpointing:
         transformer.gradient_checkpointing_enable({"use_reentrant": False})
     return PolicyModel(transformer, logits_chunk_tokens=logits_chunk_tokens)
 
 
 def load_critic(
-    init: str, policy_path: str, *, dtype: str, gradient_checkpointing: bool, generator: torch.Generator
+    init: str,
+    policy_path: str,
+    *,
+    dtype: str,
+    gradient_checkpointing: bool,
+    generator: torch.Generator,
+    everywhere: bool = True,
 ) -> ValueModel:
     """Make the critic: `policy` (its transformer, new head), `scratch`, or a reward model's folder.
 
     A new head is drawn from N(0, 1/(d+1)), variance 1/(d+1) (Tülu 3's reward models, arXiv 2411.15124 Table 36).
-    Raises ConfigError when `init` names a folder whose model has no head of one label.
+    `everywhere` is as in `load_policy`. Raises ConfigError when `init` names a folder whose model has no head of one
+    label.
     """
     source = policy_path if init in ("policy", "scratch") else init
     with _named_when_missing(source):
@@ -113,13 +140,17 @@ def load_critic(
         config.num_labels = 1
         with torch.random.fork_rng():  # `transformers` draws new weights from the global generator
             torch.manual_seed(generator.initial_seed())
-            transformer = AutoModelForSequenceClassification.from_config(
-                config, dtype=DTYPES[dtype], attn_implementation=attention_name(dtype)
-            )
+            options = {"dtype": DTYPES[dtype], "attn_implementation": attention_name(dtype)}
+            if everywhere or distributed.rank() == 0:
+                transformer = AutoModelForSequenceClassification.from_config(config, **options)
+            else:
+                transformer = without_weights(AutoModelForSequenceClassification, config, **options)
         _without_dropout(transformer)
     elif init == "policy":
         with _quiet_new_head():
-            transformer = _load(AutoModelForSequenceClassification, policy_path, dtype, num_labels=1)
+            transformer = _load(
+                AutoModelForSequenceClassification, policy_path, dtype, everywhere=everywhere, num_labels=1
+            )
     else:
         classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
         if not (classifies and config.num_labels == 1):
@@ -127,8 +158,8 @@ def load_critic(
                 f"critic.init={init!r} is not a reward model: it is {config.architectures} with {config.num_labels} "
                 "labels, and a sequence classifier with one label is needed. Set critic.init='policy' to start from it."
             )
-        transformer = _load(AutoModelForSequenceClassification, init, dtype)
-    if init in ("policy", "scratch"):
+        transformer = _load(AutoModelForSequenceClassification, init, dtype, everywhere=everywhere)
+    if init in ("policy", "scratch") and not is_awaited(transformer.score.weight):
         width = transformer.score.weight.shape[1]
         fresh = torch.randn(transformer.score.weight.shape, generator=generator) / (width + 1) ** 0.5
         transformer.score.weight.data.copy_(fresh)
@@ -137,11 +168,13 @@ def load_critic(
     return ValueModel(transformer)
 
 
-def _load(auto_class: Any, path: str, dtype: str, **extra: Any) -> PreTrainedModel:
+def _load(auto_class: Any, path: str, dtype: str, *, everywhere: bool, **extra: Any) -> PreTrainedModel:
+    options = {"dtype": DTYPES[dtype], "attn_implementation": attention_name(dtype)}
     with _named_when_missing(path):
-        model = auto_class.from_pretrained(
-            path, dtype=DTYPES[dtype], attn_implementation=attention_name(dtype), **extra
-        )
+        if everywhere or distributed.rank() == 0:
+            model = auto_class.from_pretrained(path, **options, **extra)
+        else:
+            model = without_weights(auto_class, AutoConfig.from_pretrained(path, **extra), **options)
     _without_dropout(model)
     return model
 

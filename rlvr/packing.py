@@ -165,7 +165,7 @@ def same_number_on_every_rank(rows: list[PackedRow]) -> list[PackedRow]:
 
 
 def packing_metrics(rows: Sequence[PackedRow]) -> dict[str, float]:
-    """`efficiency` and `balance` of rows that all ranks have computed one after another. Collective."""
+    """`packing_shares` of rows that all ranks have computed one after another. Collective."""
     shapes = [(sum(row.lengths), bool(row.sequences)) for row in rows]
     return {f"packing/{name}": value for name, value in packing_shares(distributed.gather_objects(shapes)).items()}
 
@@ -178,14 +178,20 @@ def packing_shares(ranks: Sequence[Sequence[tuple[int, bool]]]) -> dict[str, flo
     Returns:
         `efficiency`: real tokens / computed tokens. `balance`: real tokens / tokens that could have been computed if
         no rank had waited for the longest of the n-th rows; of ZeRO-2 and 3, and a lower bound for the others.
+        `heaviest_rank`: real tokens of the rank that has most, over the mean of ranks.
 
-    >>> packing_shares([[(90, True), (60, True)], [(100, True), (1, False)]])
-    {'efficiency': 0.9960..., 'balance': 0.78125}
+    >>> packing_shares([[(90, True), (60, True)], [(100, True), (1, False)]])  # 250 / 251; 250 / (2 x 160); 150 / 125
+    {'efficiency': 0.9960..., 'balance': 0.78125, 'heaviest_rank': 1.2}
     """
-    real = sum(tokens for rows in ranks for tokens, is_real in rows if is_real)
+    of_ranks = [sum(tokens for tokens, is_real in rows if is_real) for rows in ranks]
+    real = sum(of_ranks)
     computed = sum(tokens for rows in ranks for tokens, _ in rows)
     longest = sum(max(tokens for tokens, _ in nth) for nth in zip(*ranks, strict=True))
-    return {"efficiency": real / max(computed, 1), "balance": real / max(len(ranks) * longest, 1)}
+    return {
+        "efficiency": real / max(computed, 1),
+        "balance": real / max(len(ranks) * longest, 1),
+        "heaviest_rank": max(of_ranks) * len(ranks) / max(real, 1),
+    }
 
 
 def _row(

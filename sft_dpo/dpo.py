@@ -178,6 +178,7 @@ def work(config: Dpo, tokenizer: Any) -> Work:
         dtype=config.model.dtype,
         gradient_checkpointing=config.model.gradient_checkpointing,
         logits_chunk_tokens=config.learner.logits_chunk_tokens,
+        everywhere=config.learner.zero_stage < 3,
     )
 
     def objective(pairs: Pairs) -> PreferenceTuning:

@@ -76,6 +76,7 @@ def work(config: Reward, tokenizer: Any) -> Work:
         dtype=config.model.dtype,
         gradient_checkpointing=config.model.gradient_checkpointing,
         generator=torch.Generator().manual_seed(config.seed),
+        everywhere=config.learner.zero_stage < 3,
     )
     # `transformers` reads a classifier at the last token that is not padding, and gives the embedding of padding no
     # gradient: padding that is EOS, as in many models, would hide what is scored. Packed rows have none.

@@ -76,6 +76,7 @@ def work(config: Sft, tokenizer: Any) -> Work:
         dtype=config.model.dtype,
         gradient_checkpointing=config.model.gradient_checkpointing,
         logits_chunk_tokens=config.learner.logits_chunk_tokens,
+        everywhere=config.learner.zero_stage < 3,
     )
     data = [one.report for one in (train, *held_out.values())]
     return Work(model=model, train=train, held_out=held_out, data=data, unit="conversations")

@@ -127,6 +127,7 @@ def work(config: Value, tokenizer: Any) -> Work:
         dtype=config.model.dtype,
         gradient_checkpointing=config.model.gradient_checkpointing,
         generator=torch.Generator().manual_seed(config.seed),
+        everywhere=config.learner.zero_stage < 3,
     )
     data = [one.report for one in (train, *held_out.values())]
     return Work(model=model, train=train, held_out=held_out, data=data, unit="completions")

@@ -10,7 +10,7 @@ import torch
 from tiny import share, trajectories
 
 from rlvr import balance, distributed
-from rlvr.records import Trajectories
+from rlvr.records import Targets, Trajectories
 
 
 def assert_equal(one: Trajectories, other: Trajectories) -> None:
@@ -64,6 +64,46 @@ def test_more_ranks_than_groups_leave_some_without_samples(monkeypatch: pytest.M
     found = balanced([one_group, share(one_group, []), share(one_group, [])], monkeypatch)
     assert sorted(len(part.lengths) for part in found) == [0, 0, 2]
     assert all(part.sampler_logprobs.dtype == torch.float32 for part in found)
+
+
+def targets_of(batch: Trajectories) -> Targets:
+    """Each token's array holds its own log-probability, so that it is known again."""
+    known = batch.sampler_logprobs.clone()
+    return Targets(
+        old_logprobs=known,
+        reference_logprobs=None,
+        old_values=known * 2,
+        advantages=known * 3,
+        returns=known * 4,
+        importance_weights=None,
+    )
+
+
+def test_the_whole_step_is_every_ranks_samples_with_their_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = trajectories(seed=3, count=8)
+    parts = [share(batch, [3, 0]), share(batch, []), share(batch, [1, 2, 4, 5, 6, 7])]
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [(part, targets_of(part)) for part in parts])
+    whole, targets = balance.whole_step(parts[0], targets_of(parts[0]))
+    assert_equal(whole, share(batch, [3, 0, 1, 2, 4, 5, 6, 7]))
+    for name, expected in dataclasses.asdict(targets_of(whole)).items():
+        found = getattr(targets, name)
+        assert found is None if expected is None else torch.equal(found, expected)
+
+
+def test_a_minibatch_is_shared_out_evenly_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = trajectories(seed=3, count=24, longest=40)
+    part = list(range(0, 24, 2))
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(balance.share_of_minibatch(batch, part))
+    assert sorted(i for one in shares for i in one) == part
+    tokens = [[len(batch.prompt_ids[i]) + len(batch.completion_ids[i]) for i in one] for one in shares]
+    loads = [sum(one) for one in tokens]
+    assert max(loads) - min(loads) <= max(max(one) for one in tokens)
+    assert max(loads) < 1.1 * sum(loads) / 4
 
 
 def test_one_rank_keeps_its_batch() -> None:

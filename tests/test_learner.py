@@ -301,6 +301,8 @@ LAYOUT = {
     "algorithm.importance_cap": 2.0,
 }
 ONE_ROW_EACH = {"learner.max_tokens_per_micro_batch": 1}
+ONE_MINIBATCH = {"algorithm.minibatches": 1}
+"""With more of them samples move between ranks, so that none is without."""
 TIED = {"model.gradient_checkpointing": True, "learner.logits_chunk_tokens": 2}
 
 OFFLOADED: dict[str, dict[str, Any]] = {
@@ -329,7 +331,7 @@ def two_rank_cases(model: str, tied: str, folder: pathlib.Path) -> dict[str, dic
         options = {"learner.zero_stage": stage, "learner.logits_chunk_tokens": 7}
         saved = str(folder / f"saved_{stage}")
         cases[f"zero {stage}"] = case(model, uneven, options | ONE_ROW_EACH, updates=3, save=saved)
-        cases[f"zero {stage}, a rank without samples"] = case(model, alone, options, updates=1)
+        cases[f"zero {stage}, a rank without samples"] = case(model, alone, options | ONE_MINIBATCH, updates=1)
         for broken in ("reward on the last rank", "critic's gradient on the last rank"):
             unwhitened = {"algorithm.whiten_advantages": False, "algorithm.minibatches": 1}
             cases[f"zero {stage}, broken {broken}"] = case(model, halves, options | unwhitened, broken=broken)
@@ -422,9 +424,16 @@ def test_the_share_of_real_tokens_is_reported(model: str, two_ranks: dict[str, A
         real = sum(
             len(p) + len(c) - 1 for p, c in zip(trajectories().prompt_ids, trajectories().completion_ids, strict=True)
         )
-        # two epochs of two parts in a row each; the other rank has a filler of one token beside each row
-        assert metrics["packing/efficiency"] == pytest.approx(2 * real / (2 * real + 4))
+        # two epochs of one row; the other rank has a filler of one token beside each row
+        assert metrics["packing/efficiency"] == pytest.approx(2 * real / (2 * real + 2))
         assert metrics["packing/balance"] == pytest.approx(0.5)
+        assert metrics["packing/heaviest_rank"] == pytest.approx(2.0)
+
+
+def test_a_minibatch_is_spread_over_ranks_that_hold_uneven_shares_of_the_step(two_ranks: dict[str, Any]) -> None:
+    for metrics in two_ranks["zero 0, not reloaded"]["history"]:  # one rank has a sample, and the other has seven
+        assert metrics["packing/heaviest_rank"] < 1.2
+        assert metrics["packing/efficiency"] == 1.0
 
 
 def test_one_row_or_eight_rows_on_one_rank(model: str, one_rank_once: dict[str, Any]) -> None:
@@ -498,11 +507,17 @@ def test_tied_weights_in_chunks_with_checkpointing_equal_plain_ones_when_split_o
     assert_same(run_case(case(tied, [EVERYTHING], {}, updates=2)), two_ranks["zero 3, tied"])
 
 
+@pytest.fixture(scope="module")
+def one_minibatch(model: str) -> dict[str, Any]:
+    distributed.start()
+    return run_case(case(model, [EVERYTHING], ONE_MINIBATCH))
+
+
 @pytest.mark.parametrize("stage", range(4))
 def test_a_rank_without_samples_changes_nothing(
-    stage: int, one_rank_once: dict[str, Any], two_ranks: dict[str, Any]
+    stage: int, one_minibatch: dict[str, Any], two_ranks: dict[str, Any]
 ) -> None:
-    assert_same(one_rank_once, two_ranks[f"zero {stage}, a rank without samples"])
+    assert_same(one_minibatch, two_ranks[f"zero {stage}, a rank without samples"])
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -7,7 +7,8 @@ import pathlib
 import pytest
 import torch
 import transformers
-from tiny import FAMILIES, VOCABULARY, make_model, model_config, sequences
+from test_attention import documented_varlen
+from tiny import EVERY_FAMILY, SHAPE, VOCABULARY, make_model, model_config, sequences
 
 from rlvr.errors import ConfigError
 from rlvr.model import PolicyModel, ValueModel, load_critic, load_policy
@@ -38,10 +39,14 @@ def in_order(rows: list[PackedRow], outputs: list[torch.Tensor]) -> torch.Tensor
     return out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("back_end", ["packed_sdpa", "packed_varlen"])
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_packed_log_probabilities_equal_those_of_the_plain_model_one_by_one(
-    family: str, tmp_path: pathlib.Path
+    family: str, back_end: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if back_end == "packed_varlen":  # its kernel is for GPUs (tests/test_gpu.py); what it is documented to do is not
+        monkeypatch.setattr("rlvr.model.attention_name", lambda dtype: back_end)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", documented_varlen)
     path = make_model(tmp_path, family)
     plain = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     expected, entropies = [], []
@@ -52,6 +57,7 @@ def test_packed_log_probabilities_equal_those_of_the_plain_model_one_by_one(
         expected.append(distribution.log_prob(torch.tensor(completion)))
         entropies.append(distribution.entropy())
     policy, rows = policy_of(path), rows_of()
+    assert policy.transformer.config._attn_implementation == back_end
     assert len(rows) > 1
     assert any(len(row.sequences) > 1 for row in rows)
     with torch.no_grad():
@@ -60,7 +66,7 @@ def test_packed_log_probabilities_equal_those_of_the_plain_model_one_by_one(
     torch.testing.assert_close(in_order(rows, [o[1] for o in outputs]), torch.cat(entropies), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_packed_values_equal_those_of_the_plain_classifier_one_by_one(family: str, tmp_path: pathlib.Path) -> None:
     path = make_model(tmp_path, family, kind="SequenceClassification")
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -88,8 +94,13 @@ def test_windows_shorter_than_a_sequence_matter_in_these_tests(tmp_path: pathlib
         assert (narrow(row, 1.0)[0] - wide(row, 1.0)[0]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("family", ["Llama", "Mistral"])
-def test_one_sample_never_sees_another(family: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("back_end", ["packed_sdpa", "packed_varlen"])
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma2", "Gemma3Text", "Olmo3", "Phi3", "Qwen2 with windows"])
+def test_one_sample_never_sees_another(
+    family: str, back_end: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlvr.model.attention_name", lambda dtype: back_end)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", documented_varlen)
     policy = policy_of(make_model(tmp_path, family))
     before, after = rows_of(most=1000)[0], None
     for changed in range(len(PAIRS)):
@@ -226,6 +237,13 @@ def test_a_critic_from_a_causal_model_is_refused_instead_of_given_a_random_head(
     path = make_model(tmp_path, "Llama")
     with pytest.raises(ConfigError, match="LlamaForCausalLM"):
         critic_of(path, path)
+
+
+def test_a_model_whose_logits_are_scaled_is_refused_instead_of_read_unscaled(tmp_path: pathlib.Path) -> None:
+    config = transformers.GraniteConfig(**SHAPE, logits_scaling=8.0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"logits_scaling=8\.0"):
+        policy_of(str(tmp_path))
 
 
 def test_a_model_that_is_not_there_is_a_config_error(tmp_path: pathlib.Path) -> None:

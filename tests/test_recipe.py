@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -182,6 +183,46 @@ def test_published_recipes_have_the_published_batch_length_and_rate(
     assert made.rollout.prompts_per_step * made.rollout.samples_per_prompt == samples
     assert (made.training.steps, made.algorithm.kl_coefficient, made.optimizer.learning_rate) == (steps, beta, rate)
     assert (made.algorithm.advantage == "gae") == name.startswith("tulu3-")
+
+
+def sources(name: str) -> set[str]:
+    """The keys of the sources that a recipe's head lists, and those of the recipe that it extends."""
+    text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^#   (\S+) {2,}\S", text, flags=re.MULTILINE))
+    extended = re.search(r'^extends = "(.*)\.toml"', text, flags=re.MULTILINE)
+    return listed | (sources(extended[1]) if extended else set())
+
+
+@pytest.mark.parametrize("name", ["tulu3-8b", "tulu3-70b", "tulu3-405b", "tulu3.1-8b", "olmo3-7b"])
+def test_every_value_of_a_published_recipe_names_its_source(name: str) -> None:
+    lines = (RECIPES / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    keys = sources(name) | {"section", "neither source", "4.4", "6.4"}
+    assert len(keys) > 5
+    for number, line in enumerate(lines):
+        if not re.match(r"[a-z0-9_]+ = ", line) or line.startswith(("run_dir", "extends")):
+            continue
+        begin = number
+        while lines[begin - 1].startswith("#"):
+            begin -= 1
+        comment = " ".join([*lines[begin:number], line.partition(" # ")[2]])
+        assert any(key in comment for key in keys), line
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        # facts of two sources each, of which the recipe takes one and names the other
+        ("tulu3-8b", ["10,000,000", "3-shot"]),
+        ("tulu3-70b", ["0.7,", "0.07", "100,000"]),
+        ("tulu3-405b", ["232", "240", "card 2,048", "400,000", "say 4"]),
+        ("tulu3.1-8b", ["7 x 2"]),
+        ("olmo3-7b", ["T49 has none", "async_steps 8"]),
+    ],
+)
+def test_where_sources_disagree_a_published_recipe_names_both(name: str, said: list[str]) -> None:
+    comments = " ".join(re.findall(r"#(.*)", (RECIPES / f"{name}.toml").read_text(encoding="utf-8")))
+    assert comments.count("CONFLICT") >= max(len(said) - 2, 1)
+    assert all(words in comments for words in said)
 
 
 def test_recipes_that_extend_each_other_are_refused(least: str, tmp_path: pathlib.Path) -> None:

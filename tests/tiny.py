@@ -58,10 +58,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Phi3": {"sliding_window": 7},
 }
 """Name (its first word and `Config` is the class) and what differs from `SHAPE`. Windows are shorter than sequences."""
+WITH_WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+NOT_SAMPLED: dict[str, dict[str, Any]] = {"Qwen2 with windows": WITH_WINDOWS, "Qwen3 with windows": WITH_WINDOWS}
+"""What the learner can train and vLLM refuses: windows in layers from `max_window_layers` on."""
+EVERY_FAMILY = FAMILIES | NOT_SAMPLED
 
 
 def model_config(family: str = "Llama", **changes: Any) -> Any:
-    return getattr(transformers, family.split()[0] + "Config")(**(SHAPE | FAMILIES[family] | changes))
+    return getattr(transformers, family.split()[0] + "Config")(**(SHAPE | EVERY_FAMILY[family] | changes))
 
 
 def make_model(
