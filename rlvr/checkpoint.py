@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rlvr import distributed
+from rlvr import distributed, watch
 from rlvr.errors import CheckpointError
 
 
@@ -27,6 +27,7 @@ def save(folder: pathlib.Path, step: int, learner: Saved, state: Mapping[str, An
     """
     final = folder / f"step_{step:06d}"
     partial = folder / f".step_{step:06d}.partial"
+    watch.at(f"the checkpoint after step {step}")
     if distributed.rank() == 0:
         for left in folder.glob(".step_*.partial"):  # of a run that was killed while saving or removing
             shutil.rmtree(left)

@@ -8,13 +8,14 @@ others are still being sampled. Weights come from the learner (`rlvr.weight_sync
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 import transformers
 
-from rlvr import distributed
+from rlvr import distributed, watch
 from rlvr.checksums import LoadedChecksums
 from rlvr.config import Config
 from rlvr.contradictions import indivisible
@@ -24,6 +25,7 @@ from rlvr.tensor_parallel import Group, prepare_shared_memory
 
 CPU_KV_CACHE_MIB = 512
 CPU_BATCHED_TOKENS = 8192
+PROGRESS_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,7 @@ class Sampler:
             disable_log_stats=not config.sampler.statistics,
             tensor_parallel_size=self.group.size,
             # one engine a rank inside torchrun's process group, on the rank's own device
-            distributed_executor_backend="external_launcher" if distributed.world_size() > 1 else None,
+            distributed_executor_backend="external_launcher" if _is_launched() else None,
             **_memory(config, max_model_len),
             **engine_options,
         )
@@ -117,6 +119,8 @@ class Sampler:
         self._checksums = LoadedChecksums(self.model(), self.group)
         self._versions: dict[str, list[tuple[int, int]]] = {}
         self._ended: list[tuple[str, Sampled]] = []
+        self._counted_at = 0.0
+        self._counted = 0
 
     def generate(self, requests: Sequence[Request], on_finish: Callable[[int, Sampled], None]) -> None:
         """Sample every request; `on_finish(index, sampled)` is called as each one ends, in any order.
@@ -135,7 +139,23 @@ class Sampler:
                 tokens.append((index, sampled.token_ids))
                 if own <= index < own + len(requests):
                     on_finish(index - own, sampled)
+            self._show_progress()
         self.group.refuse_divergence(tokens)
+
+    def _show_progress(self) -> None:
+        """A step that samples nothing is none: so once in a while, tokens are counted."""
+        if time.monotonic() - self._counted_at < PROGRESS_SECONDS:
+            return
+        self._counted_at = time.monotonic()
+        tokens = self.tokens_under_way()
+        if tokens != self._counted:
+            self._counted = tokens
+            watch.moved()
+
+    def tokens_under_way(self) -> int:
+        """Tokens of unfinished completions."""
+        states = self._llm.llm_engine.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states)
 
     def submit(self, requests: Sequence[Request], on_finish: Callable[[int, Sampled], None]) -> Any:
         """Something for `wait`. An engine in this process samples only while it is waited for."""
@@ -279,6 +299,11 @@ class Sampler:
     def close(self) -> None:
         """Shut the engine down, and leave the process group to the learner and to an engine that may follow."""
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _is_launched() -> bool:
+    """Whether torchrun's environment says which group and which GPU are vLLM's; by itself it takes the first GPU."""
+    return distributed.world_size() > 1 or bool(distributed.device().index)
 
 
 def _keep_process_group() -> None:

@@ -312,6 +312,9 @@ class Training(Section):
     """Evaluate every so many steps, beside before the first and after the last."""
     checkpoint_every: Positive | None = None
     keep_checkpoints: Positive = 2
+    stall_timeout_seconds: Seconds = 1800.0
+    """Longest time without any progress (a completion, a row, a weight) before the run stops and names the ranks that
+    are behind."""
 
 
 class Evaluation(Section):
@@ -345,6 +348,9 @@ class Placement(Section):
     `learner_ranks` learn, the next `sampler_ranks` sample; weights travel by vLLM's weight-transfer API."""
     learner_ranks: Positive | None = None
     sampler_ranks: Positive | None = None
+    share_gpus: bool = False
+    """Sampler i samples on the GPU on which learner i learns, in a process of its own: the sampler takes
+    `sampler.gpu_memory_utilization` of it when it starts, and the learner what it needs of the rest."""
     timeout_seconds: Seconds = 300.0
     """Longest silence of a sampling rank that has work, and longest part of a weight update, before the run stops."""
     start_timeout_seconds: Seconds = 900.0

@@ -191,6 +191,11 @@ def placement_problems(config: Config) -> list[str]:
             "placement.mode='disaggregated' needs placement.learner_ranks and placement.sampler_ranks: how many of "
             "torchrun's ranks learn, and how many sample"
         )
+    elif placement.share_gpus and placement.sampler_ranks > placement.learner_ranks:
+        problems.append(
+            f"placement.share_gpus=true with sampler_ranks={placement.sampler_ranks} and learner_ranks="
+            f"{placement.learner_ranks}: each sampler shares the GPU of one learner, so there can be no more of them"
+        )
     size, ranks = config.sampler.tensor_parallel_size, placement.sampler_ranks
     if ranks is not None and ranks % size:
         problems.append(

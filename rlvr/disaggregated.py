@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from rlvr import channel, distributed
+from rlvr import channel, devices, distributed, watch
 from rlvr.channel import Alive, Answer, Compare, Failed, Finished, Line, Order, Ready, Report, Transfer
 from rlvr.colocated import Request, Sampled, Sampler
 from rlvr.config import Config
@@ -58,6 +58,9 @@ class RemoteSampler:
         self._later: deque[tuple[int, Finished]] = deque()
         self._ticket = 0
         self._trainer: Any = None
+        self.update_can_stop = True
+        """Whether all ranks come out of an update that fails. NCCL's calls have no deadline, and the learners of CUDA
+        IPC would be left in each other's collectives: there a failure ends the process."""
         self._dtype = config.model.dtype
         self.statistics = RemoteStatistics(self._take_statistics) if config.sampler.statistics else None
         """vLLM's statistics of the sampling ranks; None unless the recipe asks for them."""
@@ -129,12 +132,17 @@ class RemoteSampler:
         from rlvr import weight_transfer
 
         if self._trainer is None:
+            self.update_can_stop = weight_transfer.backend(self._placement) == "gloo"
             self._trainer = weight_transfer.trainer(self._placement, client=Client(self), source=weights)
-        self._trainer.source = weights
+        self._trainer.source = weight_transfer.Announced(weights)
+        if torch.cuda.is_available():  # vLLM reads weights on streams of its own
+            torch.cuda.synchronize()
         try:
             self._trainer.send_weights()
-        except (SamplerError, WeightSyncError):
+        except (SamplerError, WeightSyncError) as error:
             self._trainer = None  # its group is of no use after an update that stopped half-way
+            if not self.update_can_stop:
+                watch.end(error)
             raise
         self.policy_version += 1
 
@@ -195,6 +203,7 @@ class RemoteSampler:
         started = time.monotonic()
         while absent := missing():
             self._take(TICK_SECONDS, takes_samples=takes_samples)
+            watch.moved()  # this wait has a deadline of its own
             now = time.monotonic()
             for replica in sorted(absent & missing()):
                 silent = now - max(started, self._heard.get(replica, 0.0))
@@ -281,7 +290,7 @@ class Client:
         self._call("start")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._call("update", dict.fromkeys(self._sampler.replicas, update_info))
+        self._call("update", dict.fromkeys(self._sampler.replicas, devices.plain_update(update_info)))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._call("finish")
@@ -292,7 +301,12 @@ class Client:
             replica: Transfer(ticket=ticket, call=call, version=version, info=(infos or {}).get(replica, {}))
             for replica in self._sampler.replicas
         }
-        self._sampler.call_all(orders)
+        try:
+            self._sampler.call_all(orders)
+        except (SamplerError, WeightSyncError) as error:
+            if not self._sampler.update_can_stop:
+                watch.end(error)
+            raise
 
 
 def deal(requests: Sequence[Request], replicas: range, *, first: int) -> dict[int, list[int]]:

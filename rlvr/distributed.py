@@ -14,12 +14,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rlvr import devices, watch
 from rlvr.config import Config
 from rlvr.errors import ConfigError
 
 
-def start(timeout_seconds: float = 1800.0) -> None:
-    """Join the process group that torchrun describes in the environment, or make one of a single rank."""
+def start(timeout_seconds: float = 1800.0, *, stall_timeout_seconds: float | None = None) -> None:
+    """Join the process group that torchrun describes in the environment, or make one of a single rank.
+
+    Args:
+        timeout_seconds: torch's own, of one collective.
+        stall_timeout_seconds: watch this rank from here on (`rlvr.watch`); torch's deadline is then ten times as long,
+            so that the error which names ranks comes first, and ranks that work on may be waited for.
+    """
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
@@ -29,17 +36,33 @@ def start(timeout_seconds: float = 1800.0) -> None:
     backend = _backend()
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if os.environ["WORLD_SIZE"] == "1":  # a store of its own: no port, so that runs side by side do not meet
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        store, rank, world_size = dist.HashStore(), 0, 1  # type: ignore[attr-defined]
     else:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
+    _join_group(backend, store, rank, world_size, timeout, stall_timeout_seconds)
+
+
+def _join_group(
+    backend: str,
+    store: Any,
+    rank: int,
+    world_size: int,
+    timeout: datetime.timedelta,
+    stall_timeout_seconds: float | None,
+) -> None:
+    if stall_timeout_seconds is not None:
+        timeout = datetime.timedelta(seconds=10 * stall_timeout_seconds)
+        watched = dist.PrefixStore("watch", store)  # type: ignore[attr-defined]
+        watch.start(watched, rank=rank, world_size=world_size, limit_seconds=stall_timeout_seconds)
+    group = dist.PrefixStore("group", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=group, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def join(config: Config) -> Place | None:
-    """Take this process's place in a run; None where every rank learns and samples."""
+    """Take this process's place in a run, and watch it; None where every rank learns and samples."""
     if config.placement.mode == "disaggregated":
         return start_apart(config)
-    start()
+    start(stall_timeout_seconds=config.training.stall_timeout_seconds)
     return None
 
 
@@ -62,7 +85,8 @@ def start_apart(config: Config, timeout_seconds: float = 1800.0) -> Place:
     """Join the process group of this process's own kind: the learners, or the ranks of one vLLM engine.
 
     They never meet in a collective: torchrun's store is split by a prefix for each group, so that DeepSpeed and vLLM
-    see a world of their own. Raises ConfigError when torchrun started another number of ranks than the recipe says.
+    see a world of their own. Learners watch each other, and have deadlines for each sampling rank.
+    Raises ConfigError when torchrun started another number of ranks than the recipe says.
     """
     learners, samplers = config.placement.learner_ranks or 0, config.placement.sampler_ranks or 0
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -71,6 +95,15 @@ def start_apart(config: Config, timeout_seconds: float = 1800.0) -> Place:
             f"the recipe has {learners} learner_ranks and {samplers} sampler_ranks, but {started} ranks were started: "
             f"use torchrun with {learners + samplers} in all (--nproc-per-node times nodes), or change the recipe."
         )
+    if config.placement.share_gpus:
+        gpu = devices.shared_gpu(
+            config.placement,
+            run_rank=int(os.environ["RANK"]),
+            ranks=started,
+            ranks_here=int(os.environ["LOCAL_WORLD_SIZE"]),
+            gpus=torch.cuda.device_count(),
+        )
+        os.environ["LOCAL_RANK"] = str(gpu)  # read by `_backend`, DeepSpeed and vLLM
     timeout = datetime.timedelta(seconds=timeout_seconds)
     common, run_rank, _ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
     samples = run_rank >= learners
@@ -80,8 +113,13 @@ def start_apart(config: Config, timeout_seconds: float = 1800.0) -> Place:
         replica, rank = divmod(run_rank - learners, size)
     group = dist.PrefixStore(f"sampler {replica}" if samples else "learners", common)  # type: ignore[attr-defined]
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))  # read by DeepSpeed and vLLM
-    dist.init_process_group(_backend(), store=group, rank=rank, world_size=size, timeout=timeout)
+    watched = None if samples else config.training.stall_timeout_seconds
+    _join_group(_backend(), group, rank, size, timeout, watched)
     store = dist.PrefixStore("run", common)  # type: ignore[attr-defined]
+    if torch.cuda.is_available():
+        own = str(torch.cuda.get_device_properties(device()).uuid)
+        names = devices.names_of_all(store, run_rank, started, own, config.placement.start_timeout_seconds)
+        devices.refuse_mixed(config.placement, names)
     return Place(samples=samples, replica=replica, run_rank=run_rank, store=store, follows=samples and rank > 0)
 
 
@@ -101,6 +139,7 @@ def _backend() -> str:
 
 def stop() -> None:
     """Leave the process group."""
+    watch.stop()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlvr import distributed, lora
+from rlvr import distributed, lora, watch
 from rlvr.config import Optimizer
 from rlvr.errors import NonFiniteError
 from rlvr.placing import place
@@ -73,6 +73,7 @@ class Engine:
         self._all_trained = len(trained) == sum(1 for _ in model.parameters())
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        watch.moved()
         return self.engine(*args, **options)
 
     @contextlib.contextmanager
@@ -189,6 +190,7 @@ class FrozenEngine:
             self._forward, *_ = _deepspeed().initialize(model=self.module, config=config, dist_init_required=False)
 
     def __call__(self, *args: Any) -> Any:
+        watch.moved()
         with torch.no_grad():
             return self._forward(*args)
 
@@ -210,6 +212,7 @@ def named_weights(model: nn.Module, *, gather: bool) -> Iterator[tuple[str, torc
                 weight = lora.merged(weight, adapted)
             elif gather:  # what is gathered is freed again
                 weight = weight.clone()
+        watch.moved()
         yield name.removeprefix(PREFIX), weight
 
 

@@ -7,6 +7,7 @@ RlvrError                        root (verifiers.errors, which imports nothing o
 |- RunDirectoryError (FileExistsError)
 |- CheckpointError (RuntimeError)
 |- SamplerError (RuntimeError)    a sampling rank is gone, silent, or has failed
+|- StallError (RuntimeError)      a rank hangs, and the others wait for it
 |- PolicyError (RuntimeError)    the numbers of a run went wrong: training on would make it worse
    |- NonFiniteError             loss or gradient is NaN or infinite
    |- WeightSyncError            the sampler does not hold the learner's weights
@@ -37,6 +38,10 @@ class CheckpointError(RlvrError, RuntimeError):
 
 class SamplerError(RlvrError, RuntimeError):
     """A sampling rank is gone, silent, or has failed."""
+
+
+class StallError(RlvrError, RuntimeError):
+    """A rank hangs, and the others wait for it; printed by `rlvr.watch`, which then ends the process."""
 
 
 class PolicyError(RlvrError, RuntimeError):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rlvr import watch
 from rlvr.records import Scored
 from rlvr.run_directory import RunDirectory
 
@@ -18,16 +19,19 @@ STAGES = ("rollout", "verify", "update", "sync")
 
 
 class Clock:
-    """Seconds spent in each named stage of one step."""
+    """Seconds spent in each named stage of one step, which is also where an error says that a rank hangs."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int = 0) -> None:
         self.seconds: dict[str, float] = {}
+        self._step = step
         self._started = time.perf_counter()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
+        watch.at(f"step {self._step}, {name}")
         yield
+        watch.at(f"step {self._step}, after {name}")
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def metrics(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rlvr import checkpoint, data_report, distributed
+from rlvr import checkpoint, data_report, distributed, watch
 from rlvr.chat import load_tokenizer, stop_token_ids
 from rlvr.colocated import Sampler
 from rlvr.config import Config
@@ -42,14 +42,20 @@ class Parts:
         self._log: MetricsLog | None = None
         self._started = time.perf_counter()
         self.tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
+        watch.at("start-up, reading the rows")
         self.train_set, self.eval_sets, names = load_prompts(config, self.tokenizer)
         for prompts in (self.train_set, *self.eval_sets):
             self.say(prompts.summary())
+        watch.at("start-up, the verifiers")
         self.pool: VerifierPool = start_pool(config, names)
         updates = config.training.steps * config.algorithm.epochs * config.algorithm.minibatches
         end_token_ids = stop_token_ids(config.model.path, self.tokenizer)
+        # where they share a GPU, the sampler is first to take its part: vLLM measures what is free
+        first = self._meet_samplers(place) if place is not None and config.placement.share_gpus else None
+        watch.at("start-up, the learner")
         self.learner = Learner(config, total_updates=updates, end_token_ids=end_token_ids)
-        self.sampler = self._make_sampler(place, end_token_ids)
+        watch.at("start-up, the sampler")
+        self.sampler = first or self._make_sampler(place, end_token_ids)
         vocabulary = self.learner.policy.engine.module.transformer.config.vocab_size
         canaries = make_canaries(vocabulary, count=config.proof.canaries, length=CANARY_TOKENS, seed=config.seed)
         self.sync = WeightSync(self.learner, self.sampler, canaries)
@@ -58,10 +64,14 @@ class Parts:
     def _make_sampler(self, place: distributed.Place | None, end_token_ids: list[int]) -> AnySampler:
         max_model_len = self._max_model_len()
         if place is not None:
-            sampler = RemoteSampler(self.config, place)
-            self.say(f"sampling on {sampler.describe()}")
-            return sampler
+            return self._meet_samplers(place)
         return Sampler(self.config, stop_token_ids=end_token_ids, max_model_len=max_model_len)
+
+    def _meet_samplers(self, place: distributed.Place) -> RemoteSampler:
+        """Wait until the engines of the sampling ranks have started."""
+        sampler = RemoteSampler(self.config, place)
+        self.say(f"sampling on {sampler.describe()}")
+        return sampler
 
     def _max_model_len(self) -> int:
         """Longest sequence of this run. Raises ConfigError when the model cannot hold it."""
@@ -85,7 +95,9 @@ class Parts:
             state = checkpoint.resume(run.checkpoints, self.learner)
             first = int(state["step"])
             self.ledger = Ledger(**state["ledger"])
+        watch.at("start-up, the first sync")
         self.sync.publish()
+        watch.at("start-up, the log-prob contract")
         difference = self._contract_difference()
         self._leave_out_of_statistics()
         if distributed.rank() == 0:  # a run that cannot begin leaves no run directory behind
@@ -132,6 +144,7 @@ class Parts:
         if not (self.config.evaluation.enabled and self.eval_sets):
             return metrics
         started = time.perf_counter()
+        watch.at(f"the evaluation after step {step}")
         for held_out in self.eval_sets:
             metrics |= evaluate(self.config, self.sampler, self.tokenizer, self.pool, held_out)
             name = f"eval/{held_out.name}"
@@ -169,6 +182,7 @@ class Parts:
 
     def save_model(self) -> None:
         """Write the final policy as a Hugging Face folder. Collective."""
+        watch.at("saving the final policy")
         save_pretrained(
             self.learner.policy,
             self.run.model,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rlvr import distributed
+from rlvr import distributed, watch
 from rlvr.config import Config, Reward
 from rlvr.data import verifier_key
 from rlvr.errors import IndeterminateError
@@ -86,6 +86,7 @@ class Scorer:
     def _take(self, finished: Iterable[tuple[Any, Verdict]]) -> None:
         for (scorer, index, number), verdict in finished:
             scorer._verdicts[index, number] = verdict  # it may be another batch's
+            watch.moved()
 
 
 def score(completion: Completion, verdicts: tuple[Verdict, ...], reward: Reward) -> Scored:

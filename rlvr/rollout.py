@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rlvr import distributed
+from rlvr import distributed, watch
 from rlvr.colocated import Request, Sampled
 from rlvr.disaggregated import AnySampler
 from rlvr.records import Completion, Prompt, Scored, Stop, Trajectories
@@ -105,6 +105,7 @@ def start_roll_out(
             version_changes=sampled.version_changes,
         )
         on_completion(index, completions[index])
+        watch.moved()
         nonlocal tokens
         tokens += len(sampled.token_ids)
         bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tok/s this rank", refresh=False)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rlvr import channel, distributed
+from rlvr import channel, devices, distributed
 from rlvr.channel import Alive, Answer, Close, Compare, Failed, Finished, Line, Order, Ready, Report, Transfer
 from rlvr.chat import load_tokenizer, stop_token_ids
 from rlvr.colocated import Sampler
@@ -43,7 +43,7 @@ class Replica(Sampler):
             config,
             stop_token_ids=stop_token_ids,
             max_model_len=max_model_len,
-            weight_transfer_config={"backend": weight_transfer.backend()},
+            weight_transfer_config={"backend": weight_transfer.backend(config.placement)},
             async_scheduling=False,  # a step's tokens are known after it: each is stamped with its weights
             scheduling_policy="priority",  # the proof of new weights does not wait for all that was asked before it
         )
@@ -86,7 +86,7 @@ class Replica(Sampler):
             self._is_open = self._is_partial = True
         elif order.call == "update":
             try:
-                self._llm.update_weights({"update_info": order.info})
+                self._llm.update_weights({"update_info": devices.received_update(order.info)})
             except WeightSyncError:
                 self._is_open = False  # vLLM has ended it
                 raise
@@ -99,11 +99,6 @@ class Replica(Sampler):
         super().weights_changed()
         if self._recompute and not self._llm.llm_engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("vLLM did not give up the keys and values of its running requests")
-
-    def tokens_under_way(self) -> int:
-        """Tokens of unfinished completions."""
-        states = self._llm.llm_engine.output_processor.request_states.values()
-        return sum(state.detokenizer.num_output_tokens() for state in states)
 
     def has_work(self) -> bool:
         """Whether the next step samples something."""

@@ -70,7 +70,7 @@ def train_step(parts: Parts, step: int, ahead: Ahead | None = None) -> dict[str,
     Returns its metrics over all ranks.
     """
     config, learner = parts.config, parts.learner
-    clock = Clock()
+    clock = Clock(step + 1)
 
     if ahead is None:
         draw = sample(parts, step, clock, parts.train_set.batch(step, config.rollout.prompts_per_step, config.seed))

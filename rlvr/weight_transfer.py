@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,8 @@ from rlvr.errors import WeightSyncError
 
 BUCKET_BYTES = 2**24
 """16 MiB overlaps receiving and loading best on a CPU."""
+GPU_BUFFER_BYTES = 2**28
+"""Of vLLM's engines for GPUs: 256 MiB, which NCCL has two of on each side, and CUDA IPC one in all."""
 IN_FLIGHT = 2
 """Buckets on their way at the same time."""
 
@@ -86,9 +88,28 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     bucket_bytes: int = BUCKET_BYTES
 
 
-def backend() -> str:
-    """Which of vLLM's engines carries the weights here."""
+Backend = Literal["gloo", "nccl", "ipc"]
+
+
+def backend(placement: Placement) -> Backend:
+    """Which of vLLM's engines carries the weights: `rlvr.devices` has seen to it that it can."""
+    if placement.share_gpus:
+        return "ipc"
     return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+class Announced:
+    """A WeightSource whose weights are held against its metadata, also by vLLM's own engines."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def metadata(self) -> list[ParamMeta]:
+        metadata: list[ParamMeta] = self._source.metadata()
+        return metadata
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return announced(iter(self._source), self.metadata())
 
 
 def trainer(placement: Placement, *, client: Any, source: Any) -> Any:
@@ -100,14 +121,29 @@ def trainer(placement: Placement, *, client: Any, source: Any) -> Any:
         "rank": distributed.rank(),
     }
     info: TrainerInitInfo
-    if backend() == "nccl":
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-        from vllm.utils.network_utils import get_open_port
+    match backend(placement):
+        case "nccl":
+            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+            from vllm.utils.network_utils import get_open_port
 
-        info = NCCLTrainerInitInfo(master_port=get_open_port(), **joint)
-    else:
-        info = GlooTrainerInitInfo(timeout_seconds=placement.timeout_seconds, **joint)
+            info = NCCLTrainerInitInfo(
+                master_port=get_open_port(), packed=True, packed_buffer_size_bytes=GPU_BUFFER_BYTES, **joint
+            )
+        case "ipc":
+            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+            info = IPCTrainerInitInfo(
+                rank=distributed.rank(), packed=True, packed_buffer_size_bytes=ipc_buffer_bytes(source.metadata())
+            )
+        case "gloo":
+            info = GlooTrainerInitInfo(timeout_seconds=placement.timeout_seconds, **joint)
     return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+
+
+def ipc_buffer_bytes(metadata: Sequence[ParamMeta]) -> int:
+    """Memory that learner and sampler share: a weight must fit into it whole."""
+    sizes = [math.prod(meta.shape) * meta.dtype.itemsize for meta in metadata]
+    return max(GPU_BUFFER_BYTES, *sizes)
 
 
 def register() -> None:

@@ -24,6 +24,7 @@ from rlvr.config import (
     Rollout,
     RowOptions,
     Sampler,
+    Seconds,
     Section,
     Sources,
     Training,
@@ -41,6 +42,8 @@ class StageTraining(Section):
     """Evaluate on `data.eval` every so many steps, beside before the first and after the last."""
     checkpoint_every: Positive | None = None
     keep_checkpoints: Positive = 2
+    stall_timeout_seconds: Seconds = 1800.0
+    """Longest time without any progress before the run stops and names the ranks that are behind."""
 
 
 class StageLog(Section):

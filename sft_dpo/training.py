@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rlvr import checkpoint, data_report, distributed
+from rlvr import checkpoint, data_report, distributed, watch
 from rlvr.chat import load_tokenizer
 from rlvr.data_report import DataReport
 from rlvr.engine import Engine
@@ -41,6 +41,7 @@ FREE_TO_CHANGE = (
     "training.evaluate_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.stall_timeout_seconds",
     "log.",
     "run_dir",
 )
@@ -148,6 +149,7 @@ class Fit:
         with bar, stop_requested() as stopping:
             for step in range(first, self.total):
                 started = time.perf_counter()
+                watch.at(f"step {step + 1}")
                 rate = self.engine.learning_rate()
                 metrics = train_step(self.engine, self.work.train, self.batch(step))
                 seconds = time.perf_counter() - started
@@ -177,6 +179,7 @@ class Fit:
     def evaluate(self, step: int) -> dict[str, float]:
         """The loss and its metrics on each held-out set, as `eval/<set>/...`. Collective."""
         found: dict[str, float] = {}
+        watch.at(f"the evaluation after step {step}")
         for name, objective in self.work.held_out.items():
             metrics = evaluate(self.engine, objective, self.config.training.examples_per_step)
             found |= {f"eval/{name}/{key}": value for key, value in metrics.items()}
@@ -194,7 +197,7 @@ def run(
         make_work: reads examples and model, given the recipe and the tokenizer.
         leave: leave the process group at the end; DeepSpeed cannot join a second one in the same process.
     """
-    distributed.start()
+    distributed.start(stall_timeout_seconds=config.training.stall_timeout_seconds)
     folder = RunDirectory(config.run_dir)
     folder.refuse_if_used(resume=resume)
     if resume:

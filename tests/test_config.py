@@ -317,6 +317,11 @@ APART = {"mode": "disaggregated", "learner_ranks": 1, "sampler_ranks": 2}
         ),
         ({"placement": APART, "sampler": {"tensor_parallel_size": 3}}, "=3 does not divide placement.sampler_ranks=2"),
         ({"placement": APART, "sampler": {"sleep": False}}, "sampler.sleep=false does nothing"),
+        ({"placement": {"share_gpus": True}}, "share_gpus=True does nothing with placement.mode='colocated'"),
+        (
+            {"placement": APART | {"learner_ranks": 1, "sampler_ranks": 2, "share_gpus": True}},
+            "each sampler shares the GPU of one learner",
+        ),
         ({"placement": APART, "asynchronous": {"max_staleness": 0, "recompute_kv_cache": True}}, "no sample is unfin"),
         ({"placement": APART, "asynchronous": {"max_staleness": 1}}, "learns from samples of older weights"),
         ({"asynchronous": {"max_staleness": 0}}, "asynchronous needs placement.mode='disaggregated'"),

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from rlvr.engine import Engine
 from rlvr.learner import Learner
 from rlvr.model import load_policy
 from rlvr.packing import pack
+from sft_dpo import quickstart_task
 
 
 @pytest.mark.gpu
@@ -101,3 +103,62 @@ def test_what_is_offloaded_lies_in_cpu_memory_and_the_update_is_the_same(
             assert {part.ds_tensor.device.type for part in parts if part.numel() == 0} == {"cpu"}
         reached.append(weights(learner.policy))
     assert largest_difference(*reached) < 1e-4  # a hundredth of one update: gradients and AdamW on another device
+
+
+SHARED_GPU = """
+run_dir = "{folder}/run"
+seed = 5
+
+[model]
+path = "{folder}/model"
+dtype = "bfloat16"
+
+[data]
+train = "{folder}/train.jsonl"
+max_prompt_tokens = 64
+
+[rollout]
+prompts_per_step = 8
+samples_per_prompt = 4
+max_tokens = 16
+
+[sampler]
+gpu_memory_utilization = 0.3
+enforce_eager = true
+
+[optimizer]
+learning_rate = 1e-3
+schedule = "constant"
+
+[training]
+steps = 3
+stall_timeout_seconds = 300.0
+
+[placement]
+mode = "disaggregated"
+learner_ranks = 1
+sampler_ranks = 1
+share_gpus = true
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_learner_and_sampler_share_a_gpu_and_weights_travel_by_cuda_ipc(tmp_path: pathlib.Path) -> None:
+    base = pytest.importorskip("vllm.distributed.weight_transfer.base")
+    if not hasattr(base, "TrainerWeightTransferEngine"):
+        pytest.skip("this vLLM has no trainer side of its weight transfer (0.32 has)")
+    quickstart_task.write(tmp_path, seed=1, demonstrations=400, train=64, held_out=8, flawed_share=0.5)
+    file = tmp_path / "recipe.toml"
+    file.write_text(SHARED_GPU.format(folder=tmp_path))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "rlvr", "train", str(file)], capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 3
+    # checksums of every tensor as loaded are compared at each update; the canaries see what they cannot
+    assert max(line["sync/canary_difference"] for line in lines if line["step"]) < 0.05
+    assert max(line["policy/sampler_difference"] for line in lines if line["step"]) < 0.05
+    assert abs(lines[-1]["policy/kl_reference"]) > 1e-4  # so the sampler's weights have moved
