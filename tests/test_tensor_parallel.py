@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from test_train import (
     LOSS_CURVE,
     MARK,
@@ -26,6 +27,7 @@ from test_train import (
     wait_for,
 )
 
+from rlvr import channel
 from sft_dpo import quickstart_task
 
 pytestmark = pytest.mark.slow
@@ -160,6 +162,48 @@ def test_an_engine_of_two_sampling_ranks_is_fed_by_a_learner_and_a_killed_one_of
         said,
     ), said[-3000:]
     wait_for(lambda: not marked(str(run_dir)))
+
+
+FIRST_RANK = """
+import sys, time, torch.distributed as dist
+from rlvr import channel, followers
+from rlvr.config import Placement
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
+door = channel.listen(store, 0, backlog=1)
+line = channel.Line(door.accept(), 60.0)
+line.receive()
+own = followers.Followers(Placement(timeout_seconds=2.0), lambda error: print(f"told: {error}", flush=True))
+own.add(2, line)
+time.sleep(60)
+"""
+SAYS: dict[str, tuple[channel.Report | None, str]] = {
+    "is silent": (None, "hangs: no sign of life for 1 s (limit 1 s, half of placement.timeout_seconds)"),
+    "fails": (channel.Failed(error="OSError: full"), "failed: OSError: full"),
+}
+
+
+@pytest.mark.parametrize("what", SAYS)
+def test_a_follower_that_is_silent_or_fails_ends_its_engines_first_rank_which_tells_why(what: str) -> None:
+    report, fault = SAYS[what]
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    paths = os.pathsep.join(sys.path)
+    first = subprocess.Popen(
+        [sys.executable, "-c", FIRST_RANK, str(store.port)],
+        env=os.environ | {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    line = channel.connect(store, 0, 10.0)
+    line.introduce(2)
+    line.send(channel.Ready(host="here", pid=7))
+    if report is not None:
+        line.send(report)
+    told, printed = first.communicate(timeout=60)
+    assert first.returncode == 2
+    expected = f"sampling rank 2 (pid 7 on here) {fault}; it holds a part of this rank's engine"
+    assert told == f"told: {expected}\n"
+    assert f"rlvr: SamplerError: {expected}" in printed
 
 
 def rank_of(rank: int, mark: str) -> int:
