@@ -197,6 +197,11 @@ def placement_problems(config: Config) -> list[str]:
             f"{placement.learner_ranks}: each sampler shares the GPU of one learner, so there can be no more of them"
         )
     size, ranks = config.sampler.tensor_parallel_size, placement.sampler_ranks
+    if placement.share_gpus and size > 1:
+        problems.append(
+            "placement.share_gpus=true gives each sampler the GPU of one learner, and sampler.tensor_parallel_size="
+            f"{size} gives it {size}: remove one"
+        )
     if ranks is not None and ranks % size:
         problems.append(
             f"sampler.tensor_parallel_size={size} does not divide placement.sampler_ranks={ranks}: each engine takes "

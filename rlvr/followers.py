@@ -12,12 +12,11 @@ import multiprocessing.connection
 import os
 import queue
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-from rlvr import channel
+from rlvr import channel, watch
 from rlvr.channel import Alive, Failed, Line, Ready, Round
 from rlvr.config import Placement
 from rlvr.errors import SamplerError
@@ -94,7 +93,7 @@ class Followers:
         self._lost.set()
         error = SamplerError(f"{fault}; it holds a part of this rank's engine")
         self._tell(error)
-        end_process(error)
+        watch.end(error)
 
 
 class Lead:
@@ -132,7 +131,7 @@ class Lead:
             except EOFError:
                 self._inbox.put(None)
                 time.sleep(REASON_SECONDS)  # enough, unless this rank waits for the first in a collective
-                end_process(self._gone())
+                watch.end(self._gone())
             self._inbox.put(order)
 
     def _give_signs(self) -> None:
@@ -142,9 +141,3 @@ class Lead:
                 self._line.send(Alive())
             except SamplerError:
                 return
-
-
-def end_process(error: SamplerError) -> None:
-    """End this process with the error, from any thread."""
-    print(f"rlvr: SamplerError: {error}", file=sys.stderr, flush=True)
-    os._exit(2)

@@ -205,6 +205,7 @@ def whereabouts(frame: FrameType | None) -> tuple[bool, str]:
         if path.parts[-3:] == ("torch", "distributed", "distributed_c10d.py"):
             waits = True
         waits |= "deepspeed" in path.parts and frame.f_code.co_name == "wait"
+        waits |= "device_communicators" in path.parts  # vLLM's, between the ranks of one engine
         if not own and "site-packages" not in path.parts and path.parts[-2:-1] and path.parts[-2] in OWN_FOLDERS:
             own = line
         frame = frame.f_back

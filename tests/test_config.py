@@ -316,6 +316,10 @@ APART = {"mode": "disaggregated", "learner_ranks": 1, "sampler_ranks": 2}
             "needs placement.learner_ranks and",
         ),
         ({"placement": APART, "sampler": {"tensor_parallel_size": 3}}, "=3 does not divide placement.sampler_ranks=2"),
+        (
+            {"placement": APART | {"learner_ranks": 2, "share_gpus": True}, "sampler": {"tensor_parallel_size": 2}},
+            "share_gpus=true gives each sampler the GPU of one learner",
+        ),
         ({"placement": APART, "sampler": {"sleep": False}}, "sampler.sleep=false does nothing"),
         ({"placement": {"share_gpus": True}}, "share_gpus=True does nothing with placement.mode='colocated'"),
         (
