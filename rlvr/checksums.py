@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ class LoadedChecksums:
         self._packed: dict[str, torch.Tensor] = {}
         self._parts: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         self._names = {id(layer): name for name, layer in model.named_modules()}
+        once = {name for name, _ in model.named_parameters()}
+        self._shared = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+        """Second names of one tensor, which is read under its first."""
+        self.seconds = 0.0
+        """Spent while weights were being loaded, since `clear`."""
         methods = {id(m): m for layer in model.modules() if (m := getattr(layer, "quant_method", None)) is not None}
         for method in methods.values():
             if hasattr(method, "process_weights_after_loading"):
@@ -54,8 +60,12 @@ class LoadedChecksums:
         original = method.process_weights_after_loading
 
         def record_then_process(layer: torch.nn.Module) -> None:
-            for name, parameter in layer.named_parameters(recurse=False):
-                self._packed[f"{self._names[id(layer)]}.{name}"] = _of_part(layer, name, parameter)
+            begun = time.perf_counter()
+            for leaf, parameter in layer.named_parameters(recurse=False):
+                name = f"{self._names[id(layer)]}.{leaf}"
+                if name not in self._shared:
+                    self._record(layer, name, parameter)
+            self.seconds += time.perf_counter() - begun
             original(layer)
 
         method.process_weights_after_loading = record_then_process
@@ -63,6 +73,7 @@ class LoadedChecksums:
     def clear(self) -> None:
         """Forget the last load, so that a tensor that does not come again is missed."""
         self._packed.clear()
+        self.seconds = 0.0
 
     def compare(self, expected: dict[str, torch.Tensor]) -> str | None:
         """What differs between the tensors loaded and the learner's (row checksums by Hugging Face name), or None.
@@ -71,12 +82,12 @@ class LoadedChecksums:
         """
         differing, unproved, columns = [], [], self._sums_of_columns()
         for name, parameter in self._model.named_parameters():
-            parts = self._learner_names(name)
+            parts = self.learner_names(name)
             if any(part not in expected for part in parts):
                 unproved.append(name)
                 continue
             layer = self._model.get_submodule(name.rpartition(".")[0])
-            wanted = rows_of_part(layer, torch.cat([expected[part] for part in parts]))
+            wanted = self._wanted(layer, [expected[part] for part in parts])
             loaded = columns[name] if name in columns else self._loaded(name, layer, parameter)
             # vLLM pads the vocabulary; the padding is never read
             if loaded is None or len(loaded) < len(wanted) or not torch.equal(loaded[: len(wanted)], wanted):
@@ -86,6 +97,13 @@ class LoadedChecksums:
         if differing:
             return f"{len(differing)} tensors differ from the learner's, e.g. {', '.join(differing[:3])}"
         return None
+
+    def _record(self, layer: torch.nn.Module, name: str, parameter: torch.Tensor) -> None:
+        self._packed[name] = _of_part(layer, name, parameter)
+
+    def _wanted(self, layer: torch.nn.Module, parts: list[torch.Tensor]) -> torch.Tensor:
+        """What this rank's part of one of vLLM's parameters should have, by the learner's tensors that make it up."""
+        return rows_of_part(layer, torch.cat(parts))
 
     def _loaded(self, name: str, layer: torch.nn.Module, parameter: torch.Tensor) -> torch.Tensor | None:
         """Row checksums of this rank's part; None of what did not come."""
@@ -103,8 +121,8 @@ class LoadedChecksums:
         members = self._group.gather(own)
         return {name: _sum([member[name] for member in members]) for name in own}
 
-    def _learner_names(self, name: str) -> list[str]:
-        """`...qkv_proj.weight` -> the three projections that vLLM stacks in it."""
+    def learner_names(self, name: str) -> list[str]:
+        """The learner's tensors that vLLM stacks in one of its own: `...qkv_proj.weight` -> three projections."""
         *parents, layer, leaf = name.split(".")
         return [".".join((*parents, part, leaf)) for part in self._parts.get(layer, [layer])]
 

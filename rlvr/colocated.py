@@ -19,6 +19,8 @@ from rlvr import distributed, watch
 from rlvr.checksums import LoadedChecksums
 from rlvr.config import Config
 from rlvr.contradictions import indivisible
+from rlvr.digests import LoadedDigests, proof_by_digest
+from rlvr.direct_load import Arrived, DirectLoader, memory_kept
 from rlvr.errors import ConfigError
 from rlvr.sampler_statistics import SamplerStatistics
 from rlvr.tensor_parallel import Group, prepare_shared_memory
@@ -116,7 +118,13 @@ class Sampler:
             first = self.group.rank == 0
             self.statistics = SamplerStatistics(max_num_seqs=config.sampler.max_num_seqs, speaks=first)
             self._llm.llm_engine.logger_manager.stat_loggers = [self.statistics]  # in place of Prometheus counters
-        self._checksums = LoadedChecksums(self.model(), self.group)
+        arrived: Arrived = {}
+        self._checksums = (
+            LoadedDigests(self.model(), self.group, arrived)
+            if proof_by_digest(config)
+            else LoadedChecksums(self.model(), self.group)
+        )
+        self._loader = DirectLoader(self.model(), self._checksums.learner_names, arrived)
         self._versions: dict[str, list[tuple[int, int]]] = {}
         self._ended: list[tuple[str, Sampled]] = []
         self._counted_at = 0.0
@@ -262,7 +270,10 @@ class Sampler:
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
         self._checksums.clear()
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if self._loader.is_ready:
+            self._loader.load(weights)
+        else:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._loader.watch(weights)})
         if self._asleep:  # the KV cache comes last, when the learner's gathered weights are gone again
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
@@ -288,7 +299,16 @@ class Sampler:
 
     def compare(self, expected: dict[str, torch.Tensor]) -> str | None:
         """What differs between the tensors loaded and the learner's (row checksums by Hugging Face name), or None."""
-        return self._checksums.compare(expected)
+        problem = self._checksums.compare(expected)
+        refuses = problem is None and self._loader.take_over()
+        if refuses and self.group.rank == distributed.rank() == 0 and not torch.cuda.is_available():
+            print(f"weights go through vLLM's own reload, which is slower: {self._loader.reason}", flush=True)
+        return problem
+
+    @property
+    def checksum_seconds(self) -> float:
+        """Spent on checksums within the last `load_weights`."""
+        return self._checksums.seconds
 
     def sleep(self) -> None:
         """Give the GPU memory of weights and KV cache to the learner, until `load_weights`. Does nothing on a CPU."""
@@ -322,10 +342,14 @@ def _repack_tied_head(model: torch.nn.Module) -> None:
     """
     if torch.cuda.is_available() or not getattr(model.config, "tie_word_embeddings", False):
         return
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
     head: Any = getattr(model, "lm_head", None)
-    if head is None:  # Gemma 2 and 3: the embedding itself is the head
+    if not isinstance(head, ParallelLMHead):  # Gemma 2 and 3: the embedding itself is the head
         return
-    head.quant_method.process_weights_after_loading(head)
+    with memory_kept():
+        head.cpu_linear = None  # the old packed copy goes first: the new one takes its memory
+        head.quant_method.process_weights_after_loading(head)
 
 
 def _memory(config: Config, max_model_len: int) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from rlvr import distributed
-from rlvr.checksums import row_checksums
+from rlvr.colocated import Sampler
+from rlvr.digests import checksum_of
 from rlvr.disaggregated import AnySampler
 from rlvr.errors import LogProbContractError, SamplerError, WeightSyncError
 from rlvr.learner import Learner
@@ -47,6 +48,7 @@ class WeightStream:
         self._learner = learner
         self._after_gather = after_gather
         self._passing: Iterator[tuple[str, torch.Tensor]] = iter(())
+        self._checksum = checksum_of(learner.config)
         self.expected: dict[str, torch.Tensor] = {}
         self.checksum_seconds = 0.0
         self.bytes = 0
@@ -69,7 +71,7 @@ class WeightStream:
     def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, weight in self._learner.policy.named_weights():
             begun = time.perf_counter()
-            self.expected[name] = row_checksums(weight)
+            self.expected[name] = self._checksum(weight)
             self.checksum_seconds += time.perf_counter() - begun
             self.bytes += weight.nbytes
             yield name, weight
@@ -96,7 +98,11 @@ class WeightSync:
             stream.drain()  # the other ranks are still gathering; they hear of it in _agree
             self._agree(str(error))
         self._agree(None)
-        transferred = time.perf_counter() - started - stream.checksum_seconds
+        # in process, checksums of both sides take turns with the loading; elsewhere they overlap, and count as transfer
+        proving = (
+            stream.checksum_seconds + self._sampler.checksum_seconds if isinstance(self._sampler, Sampler) else 0.0
+        )
+        transferred = time.perf_counter() - started - proving
         begun = time.perf_counter()
         problem = self._sampler.compare(stream.expected)
         difference = self._canary_difference()
@@ -108,7 +114,7 @@ class WeightSync:
         self._agree(problem)
         return SyncReport(
             transfer_seconds=transferred,
-            proof_seconds=stream.checksum_seconds + time.perf_counter() - begun,
+            proof_seconds=proving + time.perf_counter() - begun,
             canary_difference=distributed.max_over_ranks([difference])[0],
             bytes_sent=stream.bytes,
         )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Literal
@@ -28,25 +27,14 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-from rlvr import distributed
+from rlvr import buckets, direct_load, distributed
+from rlvr.buckets import TransferStoppedError, reason
 from rlvr.channel import own_address
 from rlvr.config import Placement
 from rlvr.errors import WeightSyncError
 
-BUCKET_BYTES = 2**24
-"""16 MiB overlaps receiving and loading best on a CPU."""
 GPU_BUFFER_BYTES = 2**28
 """Of vLLM's engines for GPUs: 256 MiB, which NCCL has two of on each side, and CUDA IPC one in all."""
-IN_FLIGHT = 2
-"""Buckets on their way at the same time."""
-
-
-class TransferStoppedError(WeightSyncError):
-    """The other side did not take its part in an update before the deadline, or is gone."""
-
-
-Piece = tuple[int, int, int]
-"""Which tensor, its first byte, and the byte after its last."""
 
 
 @dataclasses.dataclass
@@ -58,8 +46,10 @@ class GlooInitInfo(WeightTransferInitInfo):
     rank_offset: int
     """Rank of the engine's first worker in the group; the learner is rank 0."""
     world_size: int
-    bucket_bytes: int
     timeout_seconds: float
+    shared_path: str
+    """Memory of the learner's, for workers on its machine."""
+    shared_token: str
 
 
 @dataclasses.dataclass
@@ -85,7 +75,6 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     world_size: int
     """The sender, and every worker of every engine."""
     timeout_seconds: float
-    bucket_bytes: int = BUCKET_BYTES
 
 
 Backend = Literal["gloo", "nccl", "ipc"]
@@ -153,29 +142,6 @@ def register() -> None:
         WeightTransferTrainerFactory.register_engine("gloo", GlooTrainerWeightTransferEngine)
 
 
-def cut(metadata: Sequence[ParamMeta], bucket_bytes: int) -> Iterator[list[Piece]]:
-    """Buckets of an update: small tensors together and whole, large ones alone and in parts.
-
-    >>> shapes = {"a": (torch.float32, (2,)), "b": (torch.int8, (3,)), "c": (torch.int8, (40,))}
-    >>> list(cut([ParamMeta(name, *shape) for name, shape in shapes.items()], 16))
-    [[(0, 0, 8), (1, 0, 3)], [(2, 0, 16)], [(2, 16, 32)], [(2, 32, 40)]]
-    """
-    together: list[Piece] = []
-    filled = 0
-    for index, meta in enumerate(metadata):
-        size = math.prod(meta.shape) * meta.dtype.itemsize
-        if together and filled + size > bucket_bytes:
-            yield together
-            together, filled = [], 0
-        if size <= bucket_bytes:
-            together.append((index, 0, size))
-            filled += size
-        else:
-            yield from ([(index, at, min(at + bucket_bytes, size))] for at in range(0, size, bucket_bytes))
-    if together:
-        yield together
-
-
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     """The vLLM worker's side. vLLM makes and drives it."""
 
@@ -189,25 +155,40 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         store = dist.TCPStore(init_info.master_address, init_info.master_port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
         rank = init_info.rank_offset + self.parallel_config.rank
         self._group = _join(store, rank, init_info.world_size, timeout)
-        self._bucket_bytes = init_info.bucket_bytes
+        memory = buckets.map_shared(init_info.shared_path, init_info.shared_token)
+        self._memory = memory if buckets.all_can(self._group, can=memory is not None) else None
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-        initialize_layerwise_reload(self.model)
+        self._loader = direct_load.LOADERS[self.model]
+        self._is_direct = self._loader.is_ready
+        if self._is_direct:
+            self._loader.start()
+        else:
+            initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         """Load each bucket while the next ones arrive. Raises WeightSyncError when one does not come."""
-        for name, weight in receive(self._group, update_info.metadata(), self._bucket_bytes):
-            self.model.load_weights([(name, weight)])
+        carrier, metadata = _carrier(self._group, self._memory), update_info.metadata()
+        if self._is_direct:
+            with direct_load.memory_kept():
+                for name, weight in buckets.receive(carrier, metadata, self._loader.memory_of):
+                    self._loader.put(name, weight)
+        else:
+            for pair in self._loader.watch(buckets.receive(carrier, metadata)):
+                self.model.load_weights([pair])
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-        finalize_layerwise_reload(self.model, self.model_config)
+        if self._is_direct:
+            self._loader.finish()
+        else:
+            finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         self._group = None
@@ -224,28 +205,32 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
     ) -> GlooTrainerWeightTransferEngine:
         """Meet the workers. Raises WeightSyncError when they do not come within the deadline."""
         engine = cls(client=client, source=source, is_sender=init_info.is_sender)
-        engine._bucket_bytes = init_info.bucket_bytes
         if not engine.is_sender:
             return engine
         timeout = datetime.timedelta(seconds=init_info.timeout_seconds)
         store = dist.TCPStore(  # type: ignore[attr-defined]
             init_info.master_address, 0, is_master=True, wait_for_workers=False, timeout=timeout
         )
+        shared = buckets.SharedMemory()
         info = GlooInitInfo(
             master_address=init_info.master_address,
             master_port=store.port,
             rank_offset=1,
             world_size=init_info.world_size,
-            bucket_bytes=init_info.bucket_bytes,
             timeout_seconds=init_info.timeout_seconds,
+            shared_path=shared.path,
+            shared_token=shared.token,
         )
         with ThreadPoolExecutor(max_workers=1) as executor:  # both sides meet inside the call
             joined = executor.submit(client.init_weight_transfer_engine, dataclasses.asdict(info))
             try:
                 engine._group = _join(store, 0, init_info.world_size, timeout)
+                engine._memory = shared.memory if buckets.all_can(engine._group, can=True) else None
             except WeightSyncError:
                 joined.result()  # raises what names who did not come
                 raise
+            finally:
+                shared.close()
             joined.result()
         return engine
 
@@ -271,7 +256,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         try:
             received = executor.submit(self.client.update_weights, dataclasses.asdict(info))
             try:
-                send(self._group, announced(self.source, metadata), metadata, self._bucket_bytes)
+                buckets.send(_carrier(self._group, self._memory), announced(self.source, metadata), metadata)
             except TransferStoppedError:
                 received.result()  # gloo knows no names: this raises what names the one that is missing
                 raise
@@ -304,75 +289,8 @@ def announced(
         raise WeightSyncError(f"this update ends after {count} of the {len(metadata)} weights that were announced")
 
 
-def send(group: Any, weights: Any, metadata: Sequence[ParamMeta], bucket_bytes: int) -> None:
-    """Broadcast weights from rank 0, holding no more of them than the buckets on their way.
-
-    Raises TransferStoppedError when a bucket is not taken before the group's deadline, or a worker is gone.
-    """
-    ahead = iter(weights)
-    held: dict[int, torch.Tensor] = {}
-    newest = -1
-    works: deque[tuple[torch.Tensor, Any]] = deque()
-    for bucket in cut(metadata, bucket_bytes):
-        for index, _, _ in bucket:
-            while newest < index:
-                newest += 1
-                _, weight = next(ahead)
-                held[newest] = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        parts = [held[index][first:last] for index, first, last in bucket]
-        flat = parts[0] if len(parts) == 1 else torch.cat(parts)
-        works.append((flat, _broadcast(group, flat)))
-        for index, _, last in bucket:
-            if last == held[index].numel():
-                del held[index]
-        if len(works) > IN_FLIGHT:
-            _finish(works.popleft()[1], "a bucket was not taken")
-    for _ in ahead:  # lets the source see its end, where it checks that all was taken
-        pass
-    for _, work in works:
-        _finish(work, "a bucket was not taken")
-
-
-def receive(group: Any, metadata: Sequence[ParamMeta], bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield weights as they arrive, with the next buckets already asked for.
-
-    Raises TransferStoppedError when one does not arrive before the group's deadline, or the sender is gone.
-    """
-    large: dict[int, torch.Tensor] = {}
-    works: deque[tuple[list[Piece], torch.Tensor, Any]] = deque()
-    buckets = cut(metadata, bucket_bytes)
-    count = 0
-
-    def ask() -> None:
-        bucket = next(buckets, None)
-        if bucket is None:
-            return
-        index, first, last = bucket[0]
-        size = math.prod(metadata[index].shape) * metadata[index].dtype.itemsize
-        if last - first < size:
-            target = large.setdefault(index, torch.empty(size, dtype=torch.uint8))[first:last]
-        else:
-            target = torch.empty(sum(last - first for _, first, last in bucket), dtype=torch.uint8)
-        works.append((bucket, target, _broadcast(group, target)))
-
-    for _ in range(IN_FLIGHT):
-        ask()
-    while works:
-        bucket, flat, work = works.popleft()
-        count += 1
-        _finish(work, f"bucket {count} did not arrive")
-        ask()
-        at = 0
-        for index, first, last in bucket:
-            meta = metadata[index]
-            if index in large:
-                if last == large[index].numel():
-                    yield meta.name, large.pop(index).view(meta.dtype).view(meta.shape)
-                continue
-            part = flat[at : at + last - first]
-            at += last - first
-            aligned = part.storage_offset() % meta.dtype.itemsize == 0
-            yield meta.name, (part if aligned else part.clone()).view(meta.dtype).view(meta.shape)
+def _carrier(group: Any, memory: torch.Tensor | None) -> buckets.Carrier:
+    return buckets.Broadcast(group) if memory is None else buckets.Shared(group, memory)
 
 
 def _join(store: Any, rank: int, world_size: int, timeout: datetime.timedelta) -> Any:
@@ -382,24 +300,5 @@ def _join(store: Any, rank: int, world_size: int, timeout: datetime.timedelta) -
     except (RuntimeError, dist.DistError) as error:
         raise WeightSyncError(
             f"learner and samplers ({world_size} processes) did not meet for weight transfer within "
-            f"{timeout.total_seconds():g} s ({_reason(error)})"
+            f"{timeout.total_seconds():g} s ({reason(error)})"
         ) from error
-
-
-def _finish(work: Any, fault: str) -> None:
-    try:
-        work.wait()
-    except RuntimeError as error:
-        raise TransferStoppedError(f"the weight update stopped half-way: {fault} ({_reason(error)})") from error
-
-
-def _broadcast(group: Any, flat: torch.Tensor) -> Any:
-    options = dist.BroadcastOptions()  # type: ignore[attr-defined]
-    options.rootRank = 0
-    options.rootTensor = 0
-    return group.broadcast([flat], options)
-
-
-def _reason(error: Exception) -> str:
-    """gloo's message without its source position."""
-    return str(error).strip().splitlines()[0].rpartition("] ")[2][:200]

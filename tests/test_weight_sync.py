@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from rlvr import environment
 
 environment.prepare(enforce_eager=True)
 
-from rlvr import distributed  # noqa: E402
+from rlvr import direct_load, distributed  # noqa: E402
 from rlvr.chat import load_tokenizer  # noqa: E402
 from rlvr.checksums import row_checksums  # noqa: E402
 from rlvr.colocated import Request, Sampled, Sampler  # noqa: E402
 from rlvr.config import Config  # noqa: E402
+from rlvr.digests import tensor_digest  # noqa: E402
+from rlvr.direct_load import DirectLoader  # noqa: E402
 from rlvr.errors import LogProbContractError, WeightSyncError  # noqa: E402
 from rlvr.learner import Learner  # noqa: E402
 from rlvr.packing import pack  # noqa: E402
@@ -128,23 +131,112 @@ def reorder_rows(weights: Weights) -> Weights:
         yield name, weight.flip(0) if name.endswith("layers.3.mlp.down_proj.weight") else weight
 
 
+@pytest.fixture(params=["direct", "reload"])
+def path(request: pytest.FixtureRequest, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Weights written straight into vLLM's layers, as from the second update on, or through its own reload."""
+    stack.sync.publish()
+    stack.change_weights()
+    if request.param == "reload":
+        monkeypatch.setattr(DirectLoader, "is_ready", False)
+    assert stack.sampler._loader.is_ready == (request.param == "direct")
+    return str(request.param)
+
+
 @pytest.mark.parametrize(
     "tamper",
     [corrupt_one_element, leave_one_out, leave_a_norm_out, stop_half_way, swap_two_projections, reorder_rows],
     ids=lambda tamper: tamper.__name__,
 )
+@pytest.mark.usefixtures("path")
 def test_a_tampered_update_stops_the_run(stack: Stack, tamper: Callable[[Weights], Weights]) -> None:
     stack.sync.after_gather = tamper
     with pytest.raises(WeightSyncError, match="does not hold the learner's weights"):
         stack.sync.publish()
 
 
+@pytest.mark.usefixtures("path")
 def test_a_stale_update_stops_the_run(stack: Stack) -> None:
     stale = {name: weight.clone() for name, weight in stack.learner.policy.named_weights()}
     stack.change_weights()
     stack.sync.after_gather = lambda weights: ((name, stale[name]) for name, _ in weights)
     with pytest.raises(WeightSyncError, match="tensors differ"):
         stack.sync.publish()
+
+
+def test_a_direct_load_gives_what_vllms_reload_gives_bit_for_bit(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack.sync.publish()
+    stack.change_weights()
+    canaries = make_canaries(512, count=8, length=40, seed=2)
+    weights = list(stack.learner.policy.named_weights())
+    stack.sampler.load_weights(reversed(weights))  # nor does the order matter
+    direct = stack.sampler.sequence_logprobs(canaries)
+    written = {name: weight.clone() for name, weight in stack.sampler.model().named_parameters()}
+    monkeypatch.setattr(DirectLoader, "is_ready", False)
+    stack.sampler.load_weights(weights)
+    assert stack.sampler.sequence_logprobs(canaries) == direct
+    reloaded = dict(stack.sampler.model().named_parameters())
+    assert list(written) == list(reloaded)
+    assert all(torch.equal(written[name], weight) for name, weight in reloaded.items())
+
+
+@pytest.mark.parametrize(
+    ("tamper", "fault"),
+    [
+        (lambda weights: [*weights, *weights[:1]], "came twice in one update"),
+        (
+            lambda weights: [("another", weights[0][1])],
+            "weight another is .* first update brought nothing of that name",
+        ),
+        (lambda weights: [(weights[0][0], weights[0][1][1:])], "where the first update brought"),
+        (
+            lambda weights: [(weights[0][0], weights[0][1].double())],
+            "is torch.float64 .*where the first update brought",
+        ),
+    ],
+)
+def test_a_direct_load_refuses_what_the_first_update_did_not_bring(
+    stack: Stack, tamper: Callable[[Any], Weights], fault: str
+) -> None:
+    stack.sync.publish()
+    with pytest.raises(WeightSyncError, match=fault):
+        stack.sampler.load_weights(tamper(list(stack.learner.policy.named_weights())))
+
+
+def test_layers_that_are_not_known_are_left_to_vllms_reload(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said once; the updates go on."""
+    model = stack.sampler.model()
+    loader = DirectLoader(model, stack.sampler._checksums.learner_names, {})
+    monkeypatch.setitem(direct_load.LOADERS, model, loader)
+    monkeypatch.setattr(stack.sampler, "_loader", loader)
+    norm = model.get_submodule("model.layers.1.input_layernorm")
+    monkeypatch.setattr(norm, "quant_method", object(), raising=False)
+    for _ in range(2):
+        stack.change_weights()
+        assert stack.sync.publish().canary_difference < 1e-5
+    assert not loader.is_ready
+    assert loader.reason == "model.layers.1.input_layernorm is loaded by object"
+    assert (
+        capsys.readouterr().out.count("weights go through vLLM's own reload, which is slower: model.layers.1.in") == 1
+    )
+
+
+def test_a_parameter_that_is_not_whole_rows_of_the_learners_is_left_to_vllms_reload(stack: Stack) -> None:
+    made = direct_load.LOADERS[stack.sampler.model()]
+    try:
+        loader = DirectLoader(stack.sampler.model(), stack.sampler._checksums.learner_names, {})
+        weights = dict(stack.learner.policy.named_weights())
+        name = "model.layers.0.self_attn.k_proj.weight"
+        for weight in (weights[name][:, 1:], weights[name].double()):
+            loader = DirectLoader(stack.sampler.model(), stack.sampler._checksums.learner_names, {})
+            list(loader.watch({**weights, name: weight}.items()))
+            assert loader.take_over()
+            assert not loader.is_ready
+            assert loader.reason is not None
+            assert loader.reason.startswith("model.layers.0.self_attn.qkv_proj.weight is not made of whole rows of")
+    finally:
+        direct_load.LOADERS[stack.sampler.model()] = made
 
 
 def test_canaries_see_a_head_that_the_tensors_do_not_show(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +301,22 @@ def test_disagreement_over_the_tolerance_is_refused() -> None:
     for difference in (2e-4, float("nan")):
         with pytest.raises(LogProbContractError, match="differ by"):
             refuse_disagreement(difference, 1e-4)
+
+
+def test_a_digest_sees_position_value_and_dtype() -> None:
+    weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    seen = {tuple(tensor_digest(weight).tolist())}
+    for first in range(12):
+        changed = weight.clone().view(-1)
+        changed[first] = -changed[first]  # one bit
+        seen.add(tuple(tensor_digest(changed).tolist()))
+        for second in range(first):
+            swapped = weight.clone().view(-1)
+            swapped[[first, second]] = swapped[[second, first]]
+            seen.add(tuple(tensor_digest(swapped).tolist()))
+    assert len(seen) == 1 + 12 + 66
+    assert not torch.equal(tensor_digest(weight.bfloat16()), tensor_digest(weight))
+    assert torch.equal(tensor_digest(weight.T.contiguous().T), tensor_digest(weight))
 
 
 def test_row_checksums_see_position_value_and_dtype() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import pathlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +18,10 @@ environment.prepare(enforce_eager=True)
 
 from vllm.distributed.weight_transfer.base import ParamMeta  # noqa: E402
 
+from rlvr import buckets  # noqa: E402
+from rlvr.buckets import Broadcast, Carrier, Shared, SharedMemory, all_can, cut, map_shared, receive, send  # noqa: E402
 from rlvr.errors import WeightSyncError  # noqa: E402
-from rlvr.weight_transfer import _join, announced, cut, receive, send  # noqa: E402
+from rlvr.weight_transfer import _join, announced  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -68,42 +71,97 @@ def test_every_byte_is_in_one_bucket_and_buckets_are_small(bucket_bytes: int) ->
     assert covered == [byte for size in sizes for byte in range(size)]
 
 
-def test_two_receivers_get_what_was_sent_bit_for_bit() -> None:
-    sender, *receivers = groups(3, 10.0)
-    sent = weights()
+def carriers(made: list[Any], kind: str, monkeypatch: pytest.MonkeyPatch) -> list[Carrier]:
+    """One for each member, with small buckets."""
+    monkeypatch.setattr(buckets, "SHARED_BYTES", BUCKET)
+    monkeypatch.setattr(Shared, "bucket_bytes", BUCKET)
+    monkeypatch.setattr(Broadcast, "bucket_bytes", BUCKET)
+    if kind == "broadcast":
+        return [Broadcast(group) for group in made]
+    shared = SharedMemory()
+    mapped = [map_shared(shared.path, shared.token) for _ in made[1:]]
+    shared.close()
+    return [Shared(group, memory) for group, memory in zip(made, [shared.memory, *mapped], strict=True)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["broadcast", "shared"])
+def test_two_receivers_get_what_was_sent_bit_for_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice, over the same group and memory: an update leaves nothing behind."""
+    made = groups(3, 10.0)
+    for draw in range(2):
+        sent = {name: weight + draw for name, weight in weights().items()}
+        sender, *receivers = carriers(made, kind, monkeypatch)
+        check_received(sender, receivers, sent)
+
+
+def check_received(sender: Carrier, receivers: list[Carrier], sent: dict[str, torch.Tensor]) -> None:
     received: dict[int, dict[str, torch.Tensor]] = {}
-    threads = [
-        threading.Thread(target=lambda i=i, g=g: received.__setitem__(i, dict(receive(g, metadata(sent), BUCKET))))
-        for i, g in enumerate(receivers)
-    ]
+
+    def take(number: int, carrier: Carrier) -> None:
+        received[number] = {name: weight.clone() for name, weight in receive(carrier, metadata(sent))}
+
+    threads = [threading.Thread(target=take, args=(i, carrier)) for i, carrier in enumerate(receivers)]
     for thread in threads:
         thread.start()
-    send(sender, sent.items(), metadata(sent), BUCKET)
+    send(sender, sent.items(), metadata(sent))
     for thread in threads:
         thread.join()
+    assert len(received) == len(receivers)
     for got in received.values():
         assert list(got) == list(sent)
         assert all(torch.equal(got[name], sent[name]) and got[name].dtype == sent[name].dtype for name in sent)
 
 
-def test_a_sender_that_stops_half_way_is_an_error_at_the_deadline() -> None:
-    sender, receiver = groups(2, 1.0)
+def test_memory_of_another_machine_or_user_is_not_taken(tmp_path: pathlib.Path) -> None:
+    shared = SharedMemory()
+    assert map_shared(shared.path, shared.token) is not None
+    assert map_shared(shared.path, "00" * 16) is None  # a file of the same name, on another machine
+    assert map_shared(str(tmp_path / "none"), shared.token) is None
+    (tmp_path / "short").write_bytes(b"x")
+    assert map_shared(str(tmp_path / "short"), shared.token) is None
+    shared.close()
+    assert map_shared(shared.path, shared.token) is None
+
+
+def test_one_process_that_cannot_share_decides_for_all() -> None:
+    answers: list[bool] = []
+    made = groups(3, 10.0)
+    threads = [
+        threading.Thread(target=lambda g=g, i=i: answers.append(all_can(g, can=i != 1))) for i, g in enumerate(made)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [False, False, False]
+
+
+@pytest.mark.parametrize("kind", ["broadcast", "shared"])
+def test_a_sender_that_stops_half_way_is_an_error_at_the_deadline(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sender, receiver = carriers(groups(2, 1.0), kind, monkeypatch)
     sent = weights()
     caught: list[Exception] = []
 
     def take() -> None:
         try:
-            list(receive(receiver, metadata(sent), BUCKET))
+            list(receive(receiver, metadata(sent)))
         except WeightSyncError as error:
             caught.append(error)
 
     thread = threading.Thread(target=take)
     thread.start()
     first = next(iter(cut(metadata(sent), BUCKET)))
-    send(sender, list(sent.items())[: len(first)], metadata(sent)[: len(first)], BUCKET)
+    send(sender, list(sent.items())[: len(first)], metadata(sent)[: len(first)])
     thread.join(timeout=30)
     assert not thread.is_alive()
     assert "stopped half-way: bucket 2 did not arrive" in str(caught[0])
+
+
+@pytest.mark.parametrize("kind", ["broadcast", "shared"])
+def test_a_receiver_that_takes_nothing_is_an_error_at_the_deadline(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sender, _ = carriers(groups(2, 1.0), kind, monkeypatch)
+    with pytest.raises(WeightSyncError, match="stopped half-way: a bucket was not taken"):
+        send(sender, weights().items(), metadata(weights()))
 
 
 def test_a_group_that_does_not_meet_is_an_error() -> None:
