@@ -23,7 +23,7 @@ from rlvr.digests import LoadedDigests, proof_by_digest
 from rlvr.direct_load import Arrived, DirectLoader, memory_kept
 from rlvr.errors import ConfigError
 from rlvr.sampler_statistics import SamplerStatistics
-from rlvr.tensor_parallel import Group, prepare_shared_memory
+from rlvr.tensor_parallel import Group, add_up_over_gloo
 
 CPU_KV_CACHE_MIB = 512
 CPU_BATCHED_TOKENS = 8192
@@ -83,7 +83,7 @@ class Sampler:
             model = transformers.AutoConfig.from_pretrained(config.model.path).to_dict()
             if fault := indivisible(model, self.group.size):
                 raise ConfigError(f"model.path={config.model.path!r}: {fault}")
-            prepare_shared_memory(self.group)
+            add_up_over_gloo()
         self.stop_token_ids = list(stop_token_ids)
         self.policy_version = -1 if load_format == "dummy" else 0
         """Weight updates received in this process after the first, which makes it 0."""

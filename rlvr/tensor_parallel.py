@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import secrets
+import os
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -66,15 +66,13 @@ class Group:
             )
 
 
-def prepare_shared_memory(group: Group) -> None:
-    """Give this engine's shared memory a name of its own. Collective.
+def add_up_over_gloo() -> None:
+    """Have vLLM's ranks on CPUs exchange activations over gloo, which notices a rank that ends.
 
-    On the CPU vLLM 0.32 adds up over shared memory, which it names by the group's ranks alone: two engines, or two
-    runs, on one machine would write into each other's. Members on different machines get different names, where vLLM
-    takes gloo instead.
+    With AVX-512, vLLM 0.32 would take shared memory, which waits without a deadline, and which it names by the ranks of
+    the group alone: two engines, or two runs, on one machine would write into each other's. It does not where the
+    ranks have different names for it.
     """
     from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
 
-    token = group.gather(secrets.token_hex(4))[0]
-    name = f"rlvr-{token}-{socket.gethostname()}"
-    _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: f"{name}-{communicator.unique_name}")
+    _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: f"{socket.gethostname()}-{os.getpid()}")
