@@ -46,12 +46,12 @@ CONTESTANTS = ("raw", "transformers", "learner", "floor")
 
 def main() -> None:
     arguments = parse()
-    if arguments.sweep:
-        from benchmarks.rollout_sweep import sweep
-
-        sweep(arguments)
-        return
     try:
+        if arguments.sweep:
+            from benchmarks.rollout_sweep import sweep
+
+            sweep(arguments)
+            return
         result = run(arguments)
     except RlvrError as error:
         sys.exit(f"{type(error).__name__}: {error}")
@@ -111,6 +111,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--against", nargs="*", choices=CONTESTANTS, help="default: raw, where vLLM is in the process")
     parser.add_argument("--sweep", nargs="+", metavar="section.option=a,b")
+    parser.add_argument(
+        "--search", choices=("all", "each"), default="all", help="combinations, or one option at a time"
+    )
     parser.add_argument("--ranks", type=int, default=1, help="ranks of each process group of a sweep")
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--plot", type=pathlib.Path, help="PNG")

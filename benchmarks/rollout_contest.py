@@ -162,7 +162,9 @@ class Contest:
         self.parts.sampler.sleep()
         self._note("sleep", time.perf_counter() - started)
         if {"learner", "floor"} & set(self.against):
+            started = time.perf_counter()
             batch = balance(trajectories([dataclasses.replace(one, reward=one.reward or 0.0) for one in scored]))
+            balanced = time.perf_counter() - started
             if repeat % 2 and "floor" in self.against:
                 self._bare(batch)
             synchronize()
@@ -170,7 +172,7 @@ class Contest:
             targets, _ = learner.targets(batch)
             learner.update(batch, targets, step=repeat)
             synchronize()
-            self._note("update", time.perf_counter() - started)
+            self._note("update", balanced + time.perf_counter() - started)
             if not repeat % 2 and "floor" in self.against:
                 self._bare(batch)
         self._wake_seconds = 0.0

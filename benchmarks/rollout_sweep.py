@@ -1,6 +1,7 @@
-"""The sweep of `benchmarks.rollout`: every combination of some options, each in processes of its own.
+"""The sweep of `benchmarks.rollout`: settings of some options, each measured in processes of its own.
 
-A combination that does not run, e.g. one that vLLM refuses, is a row with its reason.
+`--search all` measures every combination; `each` begins with the first values, and changes one option after another,
+keeping the fastest so far. A setting that does not run, e.g. one that vLLM refuses, is a row with its reason.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from rlvr.errors import ConfigError
@@ -22,13 +24,17 @@ SWEPT = ("rollout.samples_per_prompt",)
 REASON_CHARACTERS = 300
 
 
-def combinations(swept: list[str]) -> list[list[str]]:
-    """Overrides of every combination.
+Measured = dict[str, Any]
+"""`options`, and `tokens_per_second` with what vLLM says of it, or `failed`: the reason."""
+
+
+def choices_of(swept: list[str]) -> list[list[str]]:
+    """Overrides of each option.
 
     Raises ConfigError for an option that does not change the rollout's speed alone.
 
-    >>> combinations(["sampler.max_num_seqs=64,256", "sampler.sleep=true"])
-    [['sampler.max_num_seqs=64', 'sampler.sleep=true'], ['sampler.max_num_seqs=256', 'sampler.sleep=true']]
+    >>> choices_of(["sampler.max_num_seqs=64,256", "sampler.sleep=true"])
+    [['sampler.max_num_seqs=64', 'sampler.max_num_seqs=256'], ['sampler.sleep=true']]
     """
     choices = []
     for text in swept:
@@ -39,7 +45,30 @@ def combinations(swept: list[str]) -> list[list[str]]:
                 "e.g. sampler.max_num_seqs=64,256."
             )
         choices.append([f"{name}={value}" for value in values.split(",")])
-    return [list(chosen) for chosen in itertools.product(*choices)]
+    return choices
+
+
+def search_all(choices: list[list[str]], measure: Callable[[list[str]], Measured]) -> list[Measured]:
+    """Measure every combination."""
+    return [measure(list(chosen)) for chosen in itertools.product(*choices)]
+
+
+def search_each(choices: list[list[str]], measure: Callable[[list[str]], Measured]) -> list[Measured]:
+    """Measure the first values, then change one option after another, keeping the fastest so far."""
+    best = [values[0] for values in choices]
+    measured = [measure(best)]
+    fastest = measured[0].get("tokens_per_second", 0.0)
+    for at, values in enumerate(choices):
+        for value in values[1:]:
+            chosen = [*best[:at], value, *best[at + 1 :]]
+            measured.append(measure(chosen))
+            rate = measured[-1].get("tokens_per_second", 0.0)
+            if rate > fastest:
+                best, fastest = chosen, rate
+    return measured
+
+
+SEARCHES = {"all": search_all, "each": search_each}
 
 
 def same_samples(overrides: list[str], samples: int) -> list[str]:
@@ -56,33 +85,35 @@ def same_samples(overrides: list[str], samples: int) -> list[str]:
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    """Measure each combination, print the table and the best one as recipe lines, and write all results."""
+    """Measure settings, print the table and the best one as recipe lines, and write all results."""
     from benchmarks.machine import about, write_result
     from rlvr import recipe
 
     config = recipe.load(arguments.recipe, arguments.overrides)
     samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
-    measured = []
-    for chosen in combinations(arguments.sweep):
+
+    def measure(chosen: list[str]) -> Measured:
         found = _measure(arguments, same_samples(chosen, samples))
-        measured.append({"options": chosen, **found})
         rate = found.get("tokens_per_second")
         shown = f"{rate:>10,.0f} tokens/s" if rate else f"{'did not run':>19}"
         print(f"{shown}  {' '.join(chosen)}" + ("" if rate else f": {found['failed']}"), flush=True)
+        return {"options": chosen, **found}
+
+    measured = SEARCHES[arguments.search](choices_of(arguments.sweep), measure)
     ran = [one for one in measured if "tokens_per_second" in one]
     if not ran:
-        raise ConfigError("no combination of the sweep ran; the reasons are printed above.")
+        raise ConfigError("no setting of the sweep ran; the reasons are printed above.")
     best = max(ran, key=lambda one: one["tokens_per_second"])
     lines = recipe_lines(same_samples(best["options"], samples))
     print(f"\nfastest for {config.model.path}, {arguments.lengths} lengths:\n{lines}", end="")
     if arguments.output:
         result = {**about(), "recipe": arguments.recipe, "overrides": arguments.overrides, "ranks": arguments.ranks}
-        result |= {"lengths": arguments.lengths, "shape": arguments.shape}
+        result |= {"lengths": arguments.lengths, "shape": arguments.shape, "search": arguments.search}
         write_result(arguments.output, result | {"measured": measured, "best": lines})
         arguments.output.with_suffix(".toml").write_text(lines, encoding="utf-8")
 
 
-def _measure(arguments: argparse.Namespace, chosen: list[str]) -> dict[str, Any]:
+def _measure(arguments: argparse.Namespace, chosen: list[str]) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         output = pathlib.Path(folder) / "one.json"
         command = [sys.executable]
