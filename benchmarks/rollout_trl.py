@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4, help="of each process; the first is not counted")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--micro-batch", type=int, nargs="+", default=[4], help="TRL's per_device_train_batch_size")
+    parser.add_argument("--micro-batch", type=int, nargs="+", default=[8], help="TRL's per_device_train_batch_size")
     parser.add_argument("--generation", nargs="+", default=["transformers", "vllm"], choices=("transformers", "vllm"))
     parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
