@@ -127,7 +127,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {role: [] for role in ROLES}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        overrides = shape_overrides(argparse.Namespace(shape=arguments.shape, lengths="64"), folder)
+        overrides = shape_overrides(arguments.shape, "64", folder)
         overrides += [f"run_dir={folder / 'run'}", "evaluation.enabled=false", *arguments.overrides]
         seconds_to_first_token("vllm", overrides)  # files into the page cache
         for repeat in range(arguments.repeats):
