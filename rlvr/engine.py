@@ -14,7 +14,7 @@ from torch import nn
 from rlvr import distributed, lora, watch
 from rlvr.config import Optimizer
 from rlvr.errors import NonFiniteError
-from rlvr.placing import place
+from rlvr.placing import import_deepspeed, place
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
@@ -38,7 +38,7 @@ class Engine:
         offload_optimizer: bool = False,
         offload_parameters: bool = False,
     ) -> None:
-        deepspeed = _deepspeed()
+        deepspeed = import_deepspeed()
         self.name = name
         self._schedule = optimizer
         self._total_updates = max(total_updates, 1)
@@ -187,7 +187,9 @@ class FrozenEngine:
         self.module = place(model.requires_grad_(requires_grad=False).eval(), config)
         self._forward: Any = self.module
         if self._split:
-            self._forward, *_ = _deepspeed().initialize(model=self.module, config=config, dist_init_required=False)
+            self._forward, *_ = import_deepspeed().initialize(
+                model=self.module, config=config, dist_init_required=False
+            )
 
     def __call__(self, *args: Any) -> Any:
         watch.moved()
@@ -197,6 +199,12 @@ class FrozenEngine:
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """As `Engine.named_weights`. Collective."""
         return named_weights(self.module, gather=self._split)
+
+    def free(self) -> None:
+        """Give the memory of the weights back: the model is gone. DeepSpeed's hooks would keep a split one alive."""
+        for parameter in self.module.parameters():
+            for held in (parameter, getattr(parameter, "ds_tensor", parameter)):
+                held.data = held.data.new_empty(0)
 
 
 PREFIX = "transformer."
@@ -241,15 +249,6 @@ def learning_rate_at(update: int, total_updates: int, optimizer: Optimizer) -> f
     progress = min((update - warmup) / max(total_updates - warmup, 1), 1.0)
     shape = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
     return optimizer.learning_rate * shape[optimizer.schedule]
-
-
-def _deepspeed() -> Any:
-    import deepspeed
-
-    if not torch.cuda.is_available():
-        # gloo does the reductions; DeepSpeed's shared-memory ones would be compiled here, with g++ and ninja
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 def _deepspeed_config(

@@ -20,6 +20,16 @@ from rlvr import distributed
 from rlvr.errors import ConfigError
 
 
+def import_deepspeed() -> Any:
+    """DeepSpeed, before whose first use something is switched off."""
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        # gloo does the reductions; DeepSpeed's shared-memory ones would be compiled here, with g++ and ninja
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
 def without_weights(auto_class: Any, config: Any, **options: Any) -> PreTrainedModel:
     """The model of `config` with its buffers and no weights: next to no memory, until `place` makes room for them.
 
@@ -58,8 +68,7 @@ def place(model: nn.Module, config: dict[str, Any]) -> nn.Module:
         if any(is_awaited(parameter) for parameter in model.parameters()):
             raise ValueError("a model without weights can only be split over ranks, from rank 0's (ZeRO-3)")
         return model.to(distributed.device())
-    import deepspeed
-
+    deepspeed = import_deepspeed()
     _refuse_other_shapes(model)
     _register_borrowed(model)
     deepspeed.zero.Init(module=_OneByOne(model), config_dict_or_path=config)
@@ -102,8 +111,7 @@ def _refuse_other_shapes(model: nn.Module) -> None:
 
 def _register_borrowed(model: nn.Module) -> None:
     """ZeRO-3 gathers a module's weights when it is called; these belong to another module, and are needed too."""
-    import deepspeed
-
+    deepspeed = import_deepspeed()
     for module in model.modules():
         for parameter in getattr(module, "borrowed", ()):
             if parameter is not None:

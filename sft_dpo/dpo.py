@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from rlvr import distributed
-from rlvr.engine import Engine
+from rlvr.engine import Engine, FrozenEngine
 from rlvr.model import load_policy
 from rlvr.records import PackedRow
 from sft_dpo import reference
@@ -87,19 +86,23 @@ class PreferenceTuning(Objective):
             if preference.reference is None:
                 with engine.inference():
                     return reference.logprobs_of(self.pairs, reference.read_by(engine), most)
+            split = config.learner.zero_stage == 3
             model = load_policy(
                 path,
                 dtype=config.model.dtype,
                 gradient_checkpointing=False,
                 logits_chunk_tokens=config.learner.logits_chunk_tokens,
+                everywhere=not split,
             )
-            model = model.to(distributed.device()).eval()
-            return reference.logprobs_of(self.pairs, reference.read_by(model), most)
+            frozen = FrozenEngine(model, split=split, offload=False, dtype=config.model.dtype)
+            found = reference.logprobs_of(self.pairs, reference.read_by(frozen), most)
+            frozen.free()
+            return found
 
         key = reference.inputs(path, config.model.dtype, self._chat_template, self.pairs)
         values, was_there = reference.cached(pathlib.Path(preference.reference_cache), key, compute)
         self.references = values.float()
-        gc.collect()  # a reference model of its own has no name any more
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         say(f"reference log-probabilities of {len(self)} pairs: {'from the cache' if was_there else 'computed'}")

@@ -51,6 +51,7 @@ def main(cases_path: str, output: str) -> None:
         found[name] = {"weights": weights(engine), "parts": parts, "buffers": buffers}
     if distributed.rank() == 1:
         torch.save(found, output)
+    distributed.barrier()
     distributed.stop()
 
 

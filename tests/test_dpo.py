@@ -206,8 +206,9 @@ def test_the_key_of_a_reference_names_what_changed(
     assert reference.model_hash(one) != reference.model_hash(make_model(tmp_path / "two", seed=2))
 
 
+@pytest.mark.parametrize("zero_stage", [0, 3])
 def test_a_reference_of_its_own_is_freed_before_the_first_update(
-    folder: pathlib.Path, tokenizer: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    zero_stage: int, folder: pathlib.Path, tokenizer: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import weakref
 
@@ -218,11 +219,19 @@ def test_a_reference_of_its_own_is_freed_before_the_first_update(
         model = load(path, **options)
         if path.endswith("other"):
             alive.append(weakref.ref(model))
+            assert sum(parameter.numel() for parameter in model.parameters()) > 1000
         return model
 
     monkeypatch.setattr(sft_dpo.dpo, "load_policy", watched)
-    made(recipe(folder, {"reference": str(folder / "other"), "reference_cache": str(tmp_path)}), tokenizer)
-    assert [model() for model in alive] == [None]
+    own = {"reference": str(folder / "other"), "reference_cache": str(tmp_path)}
+    _, tuning = made(recipe(folder, own, learner={"zero_stage": zero_stage}), tokenizer)
+    (left,) = (model() for model in alive)
+    assert left is None or zero_stage == 3
+    for parameter in () if left is None else left.parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.ds_tensor.untyped_storage().nbytes() == 0
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "other", dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(tuning.references, slow_logprobs(plain, tokenizer)[0], rtol=0, atol=1e-4)
 
 
 def test_a_run_prefers_the_chosen_answers_and_logs_how_far(folder: pathlib.Path, tokenizer: Any) -> None:

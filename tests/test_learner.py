@@ -318,6 +318,14 @@ OFFLOADED: dict[str, dict[str, Any]] = {
     "zero 0, reference offloaded": {"learner.zero_stage": 0, "learner.offload_reference": True},
 }
 ADAPTERS = {"model.lora": {"rank": 3, "alpha": 6.0}}
+TIED_CASES: dict[str, dict[str, Any]] = {
+    "zero 2, tied": {"learner.zero_stage": 2},
+    "zero 3, tied": TIED | {"learner.zero_stage": 3},
+    "zero 1, tied, adapters, offloaded": ADAPTERS | OFFLOADED["zero 1, optimizer offloaded"],
+    "zero 3, tied, adapters, offloaded": ADAPTERS
+    | OFFLOADED["zero 3, optimizer offloaded"]
+    | {"learner.offload_parameters": True},
+}
 
 
 def case(model: str, split: list[list[int]], options: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -340,8 +348,9 @@ def two_rank_cases(model: str, tied: str, folder: pathlib.Path) -> dict[str, dic
     for stage in (1, 3):
         options, saved = ADAPTERS | {"learner.zero_stage": stage}, str(folder / f"adapters_{stage}")
         cases[f"adapters, zero {stage}"] = case(model, uneven, options, updates=2, save=saved)
-    cases["zero 3, tied"] = case(tied, uneven, ONE_ROW_EACH | TIED | {"learner.zero_stage": 3}, updates=2)
-    for stage in (0, 2):
+    for name, options in TIED_CASES.items():
+        cases[name] = case(tied, uneven, ONE_ROW_EACH | options, updates=2)
+    for stage in (0, 2, 3):
         options = {"learner.zero_stage": stage}
         again = {"reload_after": 0, "checkpoint": str(folder / f"zero_{stage}")}
         cases[f"zero {stage}, reloaded"] = case(model, uneven, options, updates=3, **again)
@@ -500,11 +509,12 @@ def test_adapters_saved_from_two_ranks_are_merged_and_lie_beside_the_merged_mode
     assert largest_difference(dict(adapted.named_parameters()), dict(merged.named_parameters())) < 1e-6
 
 
-def test_tied_weights_in_chunks_with_checkpointing_equal_plain_ones_when_split_over_ranks(
-    tied: str, two_ranks: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("name", TIED_CASES)
+def test_tied_weights_on_two_uneven_ranks_equal_one_rank(name: str, tied: str, two_ranks: dict[str, Any]) -> None:
+    """With adapters, offloaded, and in chunks with checkpointing."""
     distributed.start()
-    assert_same(run_case(case(tied, [EVERYTHING], {}, updates=2)), two_ranks["zero 3, tied"])
+    adapters = ADAPTERS if "adapters" in name else {}
+    assert_same(run_case(case(tied, [EVERYTHING], adapters, updates=2)), two_ranks[name])
 
 
 @pytest.fixture(scope="module")
@@ -531,7 +541,7 @@ def test_what_is_not_finite_on_one_rank_stops_every_rank_before_any_weight_chang
     assert result["moved"] == 0.0
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_learner_restored_on_two_ranks_continues_bit_for_bit(stage: int, two_ranks: dict[str, Any]) -> None:
     whole, reloaded = two_ranks[f"zero {stage}, not reloaded"], two_ranks[f"zero {stage}, reloaded"]
     assert whole["history"][1:] == reloaded["history"][1:]
