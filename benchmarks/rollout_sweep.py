@@ -105,7 +105,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         raise ConfigError("no setting of the sweep ran; the reasons are printed above.")
     best = max(ran, key=lambda one: one["tokens_per_second"])
     lines = recipe_lines(same_samples(best["options"], samples))
-    print(f"\nfastest for {config.model.path}, {arguments.lengths} lengths:\n{lines}", end="")
+    print(f"\nfastest for {arguments.shape or config.model.path}, {arguments.lengths} lengths:\n{lines}", end="")
     if arguments.output:
         result = {**about(), "recipe": arguments.recipe, "overrides": arguments.overrides, "ranks": arguments.ranks}
         result |= {"lengths": arguments.lengths, "shape": arguments.shape, "search": arguments.search}
