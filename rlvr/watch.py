@@ -190,9 +190,11 @@ def _line(rank: int, note: Note | None, is_silent: bool) -> str:
         return f"rank {rank} has not come: its process did not start, or hangs before its first collective"
     if note.ended:
         return f"{note.who} has ended"
+    if is_silent:
+        last = f"last it was in {note.place}, at {note.line}"
+        return f"{note.who} tells nothing any more: it is stopped, or its machine is gone; {last}"
     what = "waits" if note.waits else "is"
-    last = "; tells nothing any more: it is stopped, or its machine is gone" if is_silent else ""
-    return f"{note.who} {what} in {note.place}, for {note.seconds:.0f} s, at {note.line}{last}"
+    return f"{note.who} {what} in {note.place}, for {note.seconds:.0f} s, at {note.line}"
 
 
 def whereabouts(frame: FrameType | None) -> tuple[bool, str]:

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from test_train import LOSS_CURVE, MARK, VERIFIER, command, environment, marked, recipe, untimed, wait_for
@@ -53,22 +53,27 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @contextmanager
-def started(task: pathlib.Path, run_dir: pathlib.Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    whole = command(recipe(task, run_dir), *THREE_RANKS, *overrides, ranks=3)
-    whole.insert(whole.index("--standalone"), "--shutdown-timeout=3")  # until torchrun kills a rank that is stopped
-    process = subprocess.Popen(
-        whole,
-        env=environment() | {MARK: str(run_dir)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def started(
+    task: pathlib.Path, run_dir: pathlib.Path, *overrides: str
+) -> Iterator[tuple[subprocess.Popen[str], pathlib.Path]]:
+    """The run, and the file of what it says."""
+    said = run_dir.parent / "said"
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            command(recipe(task, run_dir), *THREE_RANKS, *overrides, ranks=3),
+            env=environment() | {MARK: str(run_dir)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
     try:
-        yield process
+        yield process, said
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        for left in marked(str(run_dir)):
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
+        process.wait()
 
 
 def learner_rank(run_dir: pathlib.Path, rank: int) -> int:
@@ -89,15 +94,18 @@ def test_two_learners_under_zero_3_learn_what_one_colocated_rank_learns_and_one_
 ) -> None:
     """The losses of one colocated rank are committed (tests/test_train.py); sums over ranks round differently."""
     run_dir = tmp_path / "hangs"
-    with started(task, run_dir, f"training.stall_timeout_seconds={STALL_SECONDS}") as process:
+    with started(task, run_dir, f"training.stall_timeout_seconds={STALL_SECONDS}") as (process, file):
         wait_for(lambda: (run_dir / "samples" / "step_000003.jsonl").exists())
-        os.kill(learner_rank(run_dir, 1), signal.SIGSTOP)
-        said, _ = process.communicate(timeout=120)
+        stopped = learner_rank(run_dir, 1)
+        os.kill(stopped, signal.SIGSTOP)
+        wait_for(lambda: "StallError" in file.read_text())
+        os.kill(stopped, signal.SIGCONT)  # torchrun would kill it, half a minute later
+        wait_for(lambda: not marked(str(run_dir)))
+        said = file.read_text()
     assert process.returncode != 0
     assert f"StallError: the run waits for rank 1: no progress for {STALL_SECONDS} s" in said, said[-3000:]
-    assert re.search(r"rank 1 \(pid \d+ on \S+\) .* in step \d+, .*; tells nothing any more: it is stopped", said)
+    assert re.search(r"rank 1 \(pid \d+ on \S+\) tells nothing any more: .*; last it was in step \d+", said), said
     assert re.search(r"rank 0 .* waits in step \d+, ", said), said[-3000:]
-    wait_for(lambda: not marked(str(run_dir)))
     committed = json.loads(LOSS_CURVE.read_text())["steps"]
     steps = [line for line in untimed(run_dir) if line["step"]]
     for step, expected in zip(steps[:2], committed[:2], strict=True):
@@ -111,12 +119,12 @@ def test_adapters_of_two_learners_move_the_sampler_and_an_exception_of_one_ends_
     plugin.write_text(VERIFIER + FAULTY)
     run_dir = tmp_path / "raises"
     adapters = ("model.lora.rank=4", "model.lora.alpha=16.0", "optimizer.learning_rate=3e-2")
-    with started(task, run_dir, *adapters, f'plugins=["{plugin}"]') as process:
-        said, _ = process.communicate(timeout=240)  # an exception needs no deadline
+    with started(task, run_dir, *adapters, f'plugins=["{plugin}"]') as (process, file):
+        wait_for(lambda: not marked(str(run_dir)), 240)  # an exception needs no deadline
+        said = file.read_text()
     assert process.returncode != 0
     assert "RuntimeError: CUDA error: an illegal memory access was encountered" in said, said[-3000:]
     assert "StallError" not in said
-    wait_for(lambda: not marked(str(run_dir)))
     steps = [line for line in untimed(run_dir) if line["step"]]
     assert len(steps) == FAILS_AT_STEP
     # the second step was sampled by weights that one update has moved; learner and sampler agree on its tokens

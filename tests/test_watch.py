@@ -76,7 +76,7 @@ def test_a_line_of_the_program_is_told_by_file_number_and_function() -> None:
 
 FAULTS = {
     "sleeps": r"rank 1 \(pid \d+ on \S+\) is in step 1, update, for \d+ s, at tests/watch_worker.py:\d+ hang\n",
-    "is stopped": r"rank 1 .* in step 1, update, .*; tells nothing any more: it is stopped",
+    "is stopped": "rank 1 .* tells nothing any more: it is stopped, or its machine is gone; last it was in step 1, ",
     "does not come": "rank 1 has not come: its process did not start",
 }
 
