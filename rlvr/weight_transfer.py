@@ -179,7 +179,9 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
                 for name, weight in buckets.receive(carrier, metadata, self._loader.memory_of):
                     self._loader.put(name, weight)
         else:
-            for pair in self._loader.watch(buckets.receive(carrier, metadata)):
+            # vLLM holds on to weights until their layer is complete, when a shared bucket has been filled again
+            kept = ((name, weight.clone()) for name, weight in buckets.receive(carrier, metadata))
+            for pair in self._loader.watch(kept):
                 self.model.load_weights([pair])
 
     def finish_weight_update(self) -> None:
