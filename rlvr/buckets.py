@@ -111,6 +111,7 @@ class Shared:
 
     def __init__(self, group: Any, memory: torch.Tensor) -> None:
         self._group = group
+        self.memory = memory
         self._slots = memory.split(self.bucket_bytes)
         self._ready: deque[tuple[int, torch.Tensor | None, Any]] = deque()
         self._released: deque[list[Any]] = deque()
@@ -123,8 +124,8 @@ class Shared:
         torch.cat(parts, out=slot[: sum(part.numel() for part in parts)])
         self._count += 1
         work = broadcast(self._group, torch.zeros(1, dtype=torch.uint8))
-        workers = range(1, self._group.size())
-        self._released.append([work, *(self._group.recv([torch.zeros(1)], rank, self._count) for rank in workers)])
+        heard = [self._exchange(self._group.recv, rank) for rank in range(1, self._group.size())]
+        self._released.append([work, *heard])
 
     def _wait_for_release(self) -> None:
         for work in self._released.popleft():
@@ -145,7 +146,15 @@ class Shared:
         return slot if memory is None else memory.copy_(slot)
 
     def release(self) -> None:
-        self._released.append([self._group.send([torch.zeros(1)], 0, self._count)])
+        self._released.append([self._exchange(self._group.send, 0)])
+
+    def _exchange(self, operation: Any, rank: int) -> Any:
+        """Start to say or hear that bucket `_count` is of no more use. gloo may know at once that the peer is gone."""
+        try:
+            return operation([torch.zeros(1)], rank, self._count)
+        except RuntimeError as error:
+            fault = f"the other side went after bucket {self._count}"
+            raise TransferStoppedError(f"the weight update stopped half-way: {fault} ({reason(error)})") from error
 
 
 Carrier = Broadcast | Shared

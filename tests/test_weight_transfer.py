@@ -20,8 +20,9 @@ from vllm.distributed.weight_transfer.base import ParamMeta  # noqa: E402
 
 from rlvr import buckets  # noqa: E402
 from rlvr.buckets import Broadcast, Carrier, Shared, SharedMemory, all_can, cut, map_shared, receive, send  # noqa: E402
+from rlvr.direct_load import DirectLoader  # noqa: E402
 from rlvr.errors import WeightSyncError  # noqa: E402
-from rlvr.weight_transfer import _join, announced  # noqa: E402
+from rlvr.weight_transfer import GlooUpdateInfo, GlooWeightTransferEngine, _join, announced  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +111,38 @@ def check_received(sender: Carrier, receivers: list[Carrier], sent: dict[str, to
     for got in received.values():
         assert list(got) == list(sent)
         assert all(torch.equal(got[name], sent[name]) and got[name].dtype == sent[name].dtype for name in sent)
+
+
+class Hoarder(torch.nn.Module):
+    """Keeps what it is given, as vLLM's reload does until a layer is complete."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def load_weights(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        self.kept.update(weights)
+
+
+@pytest.mark.parametrize("kind", ["broadcast", "shared"])
+def test_weights_that_vllms_reload_holds_on_to_stay_what_they_were(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than there are shared buckets, each as large as one."""
+    made = groups(2, 10.0)
+    sender, receiver = carriers(made, kind, monkeypatch)
+    sent = {f"weight {number}": torch.full((16,), float(number)) for number in range(3 * buckets.SHARED_BUCKETS)}
+    model = Hoarder()
+    engine = object.__new__(GlooWeightTransferEngine)  # vLLM's worker makes it whole
+    engine.model = model
+    engine._group, engine._memory, engine._is_direct = made[1], getattr(receiver, "memory", None), False
+    engine._loader = DirectLoader(model, lambda name: [name], {})
+    meta = metadata(sent)
+    info = GlooUpdateInfo(names=list(sent), dtype_names=["float32"] * len(sent), shapes=[list(m.shape) for m in meta])
+    thread = threading.Thread(target=send, args=(sender, sent.items(), meta))
+    thread.start()
+    engine.receive_weights(info)
+    thread.join()
+    assert list(model.kept) == list(sent)
+    assert all(torch.equal(model.kept[name], weight) for name, weight in sent.items())
 
 
 def test_memory_of_another_machine_or_user_is_not_taken(tmp_path: pathlib.Path) -> None:
