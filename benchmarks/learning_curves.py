@@ -4,7 +4,8 @@
         --output benchmarks/results/learning_curves.json
 
 Every run starts from the same imitated policy (made once under RUNS/start, or given by --start), draws as many samples
-a step for as many steps, and is evaluated on the same held-out prompts. Only the objective differs, and what it needs;
+a step for as many steps, and is evaluated on the same held-out prompts. Only the objective differs, and what its recipe
+sets with it (scale of the reward, KL);
 the seed changes prompts, samples and minibatches. Nothing was tuned for one variant: all take the learning rates of
 launch/recipes/quickstart.toml. Finished runs are kept and not repeated, so an interrupted benchmark goes on.
 """

@@ -26,3 +26,8 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
     else:
         CLEAR_REFS.write_text("5")  # proc(5): 5 resets the peak of the resident set
+
+
+def free_mib() -> float:
+    """MiB of this rank's GPU that nobody has, as the driver counts; 0 on a CPU."""
+    return torch.cuda.mem_get_info()[0] / 2**20 if torch.cuda.is_available() else 0.0

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import synchronize
+from benchmarks.memory import free_mib
 from benchmarks.workload import gsm8k_lengths
 from rlvr import distributed
 from rlvr.balance import balance
@@ -42,6 +43,7 @@ class Contest:
         self.seconds["startup"].append(startup_seconds)
         self.tokens: list[float] = []
         self.raw_tokens: list[float] = []
+        self.returned_mib: list[float] = []
         self.bytes_sent = 0
         self.statistics: list[list[SamplerStatistics]] = []
         """Of each repeat's rollout: one of every engine of the run."""
@@ -86,6 +88,7 @@ class Contest:
                 del values[max(before.get(name, 0), 1 if name == "startup" else 0) :]
             self.tokens.clear()
             self.raw_tokens.clear()
+            self.returned_mib.clear()
             self.statistics.clear()
 
     def _work(self, repeat: int) -> tuple[list[Prompt], list[int] | None]:
@@ -158,9 +161,10 @@ class Contest:
 
     def _learn_and_sync(self, scored: Sequence[Scored], repeat: int) -> None:
         learner = self.parts.learner
-        started = time.perf_counter()
+        free, started = free_mib(), time.perf_counter()
         self.parts.sampler.sleep()
         self._note("sleep", time.perf_counter() - started)
+        self.returned_mib.append(free_mib() - free)
         if {"learner", "floor"} & set(self.against):
             started = time.perf_counter()
             batch = balance(trajectories([dataclasses.replace(one, reward=one.reward or 0.0) for one in scored]))

@@ -41,6 +41,7 @@ def summarize(contest: Contest, peak: Peaks) -> dict[str, Any]:
         "ratios": {name: spread(values) for name, values in ratios.items()},
         **sampling(contest, peak),
         "idle_share": sum(seconds["idle_while_scoring"]) / sum(steps),
+        "sleep_returned_mib": spread(contest.returned_mib),
         "sync_bytes": contest.bytes_sent,
         "sync_gb_per_second": contest.bytes_sent / moved / 1e9,
         "sync_share_of_bandwidth": 2 * contest.bytes_sent / moved / peak.bytes_per_second,  # read and written

@@ -2,13 +2,13 @@
 
 A rank samples its own prompts, and lengths differ: with 64 ranks of 8 samples each the longest share of a step is
 about 1.4 times the mean, and all others wait. Whole groups (the samples of one prompt) move, so that group baselines
-stay within a rank. Cost: every rank sees all samples of the step for a moment, some 8 bytes a token, against hundreds
-of thousands of operations a token in the update. Which minibatch a sample is in depends on its place alone
+stay within a rank. Cost: every rank is sent all samples of the step, some 8 bytes a token, against hundreds of
+thousands of operations a token in the update. Which minibatch a sample is in depends on its place alone
 (`Learner.update`), so nothing else changes.
 
 A minibatch is some of every group, so what is even over the step is uneven there: by chance one of 8 ranks has half as
 many tokens again as the mean. With several minibatches samples therefore move once more, singly, when their targets are
-known and groups have nothing more to say.
+known and groups have nothing more to say. Then every rank keeps the whole step while it learns: tens of bytes a token.
 """
 
 from __future__ import annotations

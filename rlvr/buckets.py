@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -183,12 +184,15 @@ def map_shared(path: str, token: str) -> torch.Tensor | None:
     """The sender's memory, or None where this process cannot have it: on another machine, or of another user."""
     size = SHARED_BYTES * SHARED_BUCKETS
     try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode) or about.st_size != size + TOKEN_BYTES:
+            return None  # another machine's file of this name
         file = os.open(path, os.O_RDWR)
     except OSError:
         return None
     try:
         mapped = mmap.mmap(file, size + TOKEN_BYTES)
-    except (OSError, ValueError):  # another machine's file of this name is something else
+    except (OSError, ValueError):
         return None
     finally:
         os.close(file)

@@ -52,6 +52,12 @@ def _impossible(config: Config) -> list[str]:
             f"rollout.min_tokens={config.rollout.min_tokens} is more than max_tokens={config.rollout.max_tokens}: "
             "lower it"
         )
+    if config.verification.timeout_seconds >= config.training.stall_timeout_seconds:
+        problems.append(
+            f"verification.timeout_seconds={config.verification.timeout_seconds:g} is not below "
+            f"training.stall_timeout_seconds={config.training.stall_timeout_seconds:g}: a rank that waits for a slow "
+            "verifier would be taken for one that hangs. Raise the second"
+        )
     if config.algorithm.old_logprobs == "sampler" and config.rollout.truncates:
         problems.append(
             "algorithm.old_logprobs='sampler' with truncated sampling (rollout.top_p, top_k, min_p, min_tokens) "

@@ -16,7 +16,7 @@ import contextlib
 import ctypes
 import dataclasses
 import math
-import weakref
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -28,8 +28,8 @@ from rlvr.errors import WeightSyncError
 Arrived = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Dtype and shape of weights by the learner's names."""
 
-LOADERS: weakref.WeakKeyDictionary[nn.Module, DirectLoader] = weakref.WeakKeyDictionary()
-"""Loaders by vLLM's model: vLLM makes its weight-transfer engines itself and gives them only the model."""
+ATTRIBUTE = "direct_loader"
+"""Of vLLM's model: vLLM makes its weight-transfer engines itself and gives them only the model."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
@@ -93,7 +93,7 @@ class DirectLoader:
         """Buffers to use again, by dtype and elements: fresh memory costs more than the copy into it."""
         self.reason: str | None = None
         """Why updates go through vLLM's reload, once that is known."""
-        LOADERS[model] = self
+        setattr(model, ATTRIBUTE, self)
 
     @property
     def is_ready(self) -> bool:
@@ -251,7 +251,9 @@ def memory_kept() -> Iterator[None]:
     of the copy.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    if mallopt is None or any(
+        name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ
+    ):  # somebody's choice
         yield
         return
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -70,6 +70,7 @@ class Engine:
             config=config,
             dist_init_required=False,
         )
+        self.engine.train()  # `from_pretrained` leaves a model in eval mode, where it checkpoints no gradients
         self._all_trained = len(trained) == sum(1 for _ in model.parameters())
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -80,9 +81,11 @@ class Engine:
     def inference(self) -> Iterator[None]:
         """Forward only."""
         self.engine.eval()
-        with torch.no_grad():
-            yield
-        self.engine.train()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.engine.train()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradient of a loss that was divided by a denominator over all ranks."""
@@ -161,6 +164,7 @@ class Engine:
 
     def save(self, folder: str) -> None:
         """Weights and optimizer state, each rank its part. Collective."""
+        watch.moved()
         self.engine.save_checkpoint(
             folder,
             tag=self.name,
@@ -170,6 +174,7 @@ class Engine:
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote with the same number of ranks. Collective."""
+        watch.moved()
         _, state = self.engine.load_checkpoint(folder, tag=self.name, load_module_strict=self._all_trained)
         self.updates = state["updates"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from rlvr import distributed
+from rlvr import distributed, watch
 from rlvr.attention import attention_name, boundaries
 from rlvr.errors import ConfigError
 from rlvr.head import TokenHead
@@ -26,6 +26,10 @@ from rlvr.truncation import Truncation
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LOGIT_FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier")
 """Options of Granite, Cohere and Falcon-H1, whose logits are not their output layer's alone."""
+WITH_SINKS = ("gpt_oss",)
+"""Model types whose attention has sinks, which `rlvr.attention` refuses, and a kernel of flash-attn's may not see."""
+NEW_HEAD = "score.weight"
+"""Of a critic that starts from a policy."""
 
 
 class PolicyModel(nn.Module):
@@ -170,11 +174,26 @@ def load_critic(
 
 def _load(auto_class: Any, path: str, dtype: str, *, everywhere: bool, **extra: Any) -> PreTrainedModel:
     options = {"dtype": DTYPES[dtype], "attn_implementation": attention_name(dtype)}
+    watch.moved()
+    with _named_when_missing(path):
+        config = AutoConfig.from_pretrained(path, **extra)
+    if config.model_type in WITH_SINKS:
+        raise ConfigError(
+            f"cannot train the model {path!r}: attention of {config.model_type} has sinks, which packed attention here "
+            "would leave out. Take a model of the Llama, Qwen, OLMo, Mistral, Gemma or Phi families."
+        )
+    missing: set[str] = set()
     with _named_when_missing(path):
         if everywhere or distributed.rank() == 0:
-            model = auto_class.from_pretrained(path, **options, **extra)
+            model, loaded = auto_class.from_pretrained(path, output_loading_info=True, **options, **extra)
+            missing = set(loaded["missing_keys"]) - ({NEW_HEAD} if "num_labels" in extra else set())
         else:
-            model = without_weights(auto_class, AutoConfig.from_pretrained(path, **extra), **options)
+            model = without_weights(auto_class, config, **options)
+    if missing:
+        raise ConfigError(
+            f"cannot load the model {path!r}: {len(missing)} of its weights are not in its files, e.g. "
+            f"{min(missing)!r}, and would be drawn at random. Complete the folder, or correct its config.json."
+        )
     _without_dropout(model)
     return model
 

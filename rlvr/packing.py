@@ -34,7 +34,9 @@ def pack(
         select: which samples to pack (default all); `token_index` still counts over all B.
         least_rows: make so many rows, where there are as many samples.
     """
-    sequences = [(*prompt, *completion) for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    wanted = range(len(prompt_ids)) if select is None else frozenset(select)
+    pairs = enumerate(zip(prompt_ids, completion_ids, strict=True))
+    sequences = [(*prompt, *completion) if i in wanted else () for i, (prompt, completion) in pairs]
     targets = [range(len(p), len(p) + len(c)) for p, c in zip(prompt_ids, completion_ids, strict=True)]
     return pack_sequences(
         sequences, targets, max_tokens=max_tokens, device=device, select=select, least_rows=least_rows

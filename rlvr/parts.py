@@ -92,6 +92,7 @@ class Parts:
         if resume:
             run.refuse_other_data([report.record() for report in data])
         if resume and checkpoint.complete(run.checkpoints):
+            watch.at("start-up, the checkpoint")
             state = checkpoint.resume(run.checkpoints, self.learner)
             first = int(state["step"])
             self.ledger = Ledger(**state["ledger"])

@@ -9,6 +9,7 @@ each weight is sent twice, buffers are rounded to the model's dtype, and a check
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlvr import distributed
+from rlvr import distributed, watch
 from rlvr.errors import ConfigError
 
 
@@ -86,6 +87,7 @@ class _OneByOne(nn.Module):
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         for parameter in self.model.parameters(recurse):
+            watch.moved()
             if is_awaited(parameter):
                 parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=distributed.device())
                 parameter.awaited = False  # type: ignore[attr-defined]
@@ -93,9 +95,9 @@ class _OneByOne(nn.Module):
 
 
 def _refuse_other_shapes(model: nn.Module) -> None:
-    """Weights are sent by their order alone, so it must be the same on every rank. Collective."""
+    """Weights are sent by their order alone, so it must be the same on every rank; buffers are not sent. Collective."""
     mine = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
-    mine += [(name, tuple(b.shape), str(b.dtype)) for name, b in model.named_buffers()]
+    mine += [(f"{name} {digest(b)}", tuple(b.shape), str(b.dtype)) for name, b in model.named_buffers()]
     first, *others = distributed.gather_objects(mine)
     for rank, other in enumerate(others, start=1):
         differing = sorted(set(first) ^ set(other)) or [
@@ -107,6 +109,11 @@ def _refuse_other_shapes(model: nn.Module) -> None:
                 f"{differing[0]}. Its tie_word_embeddings may not be what the weights are: correct it, or set "
                 "learner.zero_stage below 3, where every rank reads the weights."
             )
+
+
+def digest(buffer: torch.Tensor) -> str:
+    """Of its bytes."""
+    return hashlib.sha256(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()[:16]
 
 
 def _register_borrowed(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlvr import watch
 from rlvr.data import TOKENIZED_AT_ONCE, Row
 from rlvr.data_report import DataReport, parts_of, report_of
 from rlvr.errors import DataError
@@ -80,6 +81,7 @@ def make_prompts(name: str, rows: Sequence[Row], tokenizer: Any, max_prompt_toke
     numbered = enumerate(rows)
     while piece := list(itertools.islice(numbered, TOKENIZED_AT_ONCE)):
         encoded = encode_prompts(tokenizer, [row.messages for _, row in piece])
+        watch.moved()
         for (prompt_id, row), token_ids in zip(piece, encoded, strict=True):
             if len(token_ids) > max_prompt_tokens:
                 dropped[prompt_id] = len(token_ids)

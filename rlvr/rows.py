@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from rlvr import watch
 from rlvr.config import Source
 from rlvr.errors import DataError
 from rlvr.mixing import LazySequence
@@ -154,6 +155,7 @@ def read(
     places, numbers, hashes = array.array("Q"), array.array("Q"), array.array("q")
     total = checksum = 0
     for place, number, raw in reader.scan():
+        watch.moved()
         total += 1
         as_bytes = raw if isinstance(raw, bytes) else repr(raw).encode("utf-8", "surrogatepass")
         checksum = zlib.crc32(as_bytes, checksum)

@@ -11,6 +11,7 @@ Time in which this process did not run at all (Ctrl-Z, a suspended machine) does
 
 from __future__ import annotations
 
+import linecache
 import os
 import pathlib
 import socket
@@ -165,6 +166,8 @@ def behind(notes: Mapping[int, Note | None], silent: set[int], limit_seconds: fl
     present = {rank: note for rank, note in notes.items() if note is not None}
     ended = {rank for rank, note in present.items() if note.ended}
     late = {rank for rank, note in present.items() if not note.waits and note.seconds >= limit_seconds}
+    if any(note.seconds < limit_seconds for rank, note in present.items() if rank not in ended | silent):
+        return []  # it works, and whoever seems to hang may be waiting for it unseen
     if stuck := (late | silent) - ended:
         return sorted(stuck)
     if all(rank in ended or (note.waits and note.seconds >= limit_seconds) for rank, note in present.items()):
@@ -200,6 +203,8 @@ def _line(rank: int, note: Note | None, is_silent: bool) -> str:
 def whereabouts(frame: FrameType | None) -> tuple[bool, str]:
     """Whether a thread waits for other ranks, and the lines of this project and of all where it is."""
     waits, own, innermost = False, "", ""
+    if frame is not None:  # in an operation that was begun before, where DeepSpeed and `rlvr.buckets` wait
+        waits = ".wait(" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
     while frame is not None:
         path = pathlib.PurePath(frame.f_code.co_filename)
         line = f"{'/'.join(path.parts[-2:])}:{frame.f_lineno} {frame.f_code.co_name}"

@@ -148,10 +148,12 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
     _group: Any = None
+    _memory: torch.Tensor | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        """Join the learner's group. Blocks until all are there, or the deadline."""
-        timeout = datetime.timedelta(seconds=init_info.timeout_seconds)
+        """Join the learner's group. Blocks until all are there, or the deadline: half of the learner's, which then
+        knows of each worker that waits for another one, and names the one that says nothing."""
+        timeout = datetime.timedelta(seconds=init_info.timeout_seconds / 2)
         store = dist.TCPStore(init_info.master_address, init_info.master_port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
         rank = init_info.rank_offset + self.parallel_config.rank
         self._group = _join(store, rank, init_info.world_size, timeout)
@@ -161,7 +163,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-        self._loader = direct_load.LOADERS[self.model]
+        self._loader = getattr(self.model, direct_load.ATTRIBUTE)
         self._is_direct = self._loader.is_ready
         if self._is_direct:
             self._loader.start()
@@ -169,7 +171,11 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self.receive_weights(self.parse_update_info(update_info))
+        try:
+            self.receive_weights(self.parse_update_info(update_info))
+        except BaseException:
+            self.shutdown()  # the learner must not wait for this rank to take the rest
+            raise
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         """Load each bucket while the next ones arrive. Raises WeightSyncError when one does not come."""
@@ -180,7 +186,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
                     self._loader.put(name, weight)
         else:
             # vLLM holds on to weights until their layer is complete, when a shared bucket has been filled again
-            kept = ((name, weight.clone()) for name, weight in buckets.receive(carrier, metadata))
+            keep = torch.clone if isinstance(carrier, buckets.Shared) else lambda weight: weight
+            kept = ((name, keep(weight)) for name, weight in buckets.receive(carrier, metadata))
             for pair in self._loader.watch(kept):
                 self.model.load_weights([pair])
 
@@ -193,7 +200,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        self._group = None
+        self._group = self._memory = None
 
 
 class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
@@ -271,7 +278,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         self.client.finish_weight_update()
 
     def shutdown(self) -> None:
-        self._group = None
+        self._group = self._memory = None
 
 
 def announced(

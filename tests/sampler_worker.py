@@ -17,7 +17,7 @@ from rlvr import environment
 
 environment.prepare(enforce_eager=True)
 
-from rlvr import distributed, serve  # noqa: E402
+from rlvr import buckets, distributed, serve  # noqa: E402
 from rlvr.colocated import Request  # noqa: E402
 from rlvr.config import Config  # noqa: E402
 
@@ -25,6 +25,11 @@ FATAL_TOKENS = 11
 STUCK_TOKENS = 12
 FREE_TOKENS = 13
 FAILS_AT_START = "SAMPLER_WORKER_FAILS_AT_START"
+
+
+def small_buckets() -> None:
+    """Shared ones that a layer of a tiny model does not fit in, on both sides: each is filled again many times."""
+    buckets.SHARED_BYTES = buckets.Shared.bucket_bytes = 2**16
 
 
 class Faulty(serve.Replica):
@@ -53,6 +58,7 @@ class Faulty(serve.Replica):
 def main(config_path: str, replica: str, port: str) -> None:
     torch.set_num_threads(1)
     serve.Replica = Faulty  # type: ignore[misc]
+    small_buckets()
     config = Config.model_validate_json(pathlib.Path(config_path).read_text())
     distributed.start()
     store = dist.TCPStore("127.0.0.1", int(port), is_master=False)  # type: ignore[attr-defined]

@@ -93,7 +93,11 @@ def outcome(
     folder: pathlib.Path, stage: str, zero_stage: int, steps: int
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of a few steps and the weights reached. Collective."""
-    made = stage_config(folder, stage, learner={"zero_stage": zero_stage, "max_tokens_per_micro_batch": 60})
+    model = {
+        "gradient_checkpointing": zero_stage == 3
+    }  # where ranks that do it and ranks that do not would gather unlike
+    learner = {"zero_stage": zero_stage, "max_tokens_per_micro_batch": 60}
+    made = stage_config(folder, stage, model=model, learner=learner)
     fit = Fit(made, STAGES[stage][1](made, load_tokenizer(made.model.path, None)))
     fit.work.train.before_first_update(fit.engine)
     losses = [train_step(fit.engine, fit.work.train, fit.batch(step))["loss"] for step in range(steps)]

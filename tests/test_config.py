@@ -55,6 +55,11 @@ def test_defaults_are_those_of_tulu_3_table_21() -> None:
     assert (made.seed, made.rollout.samples_per_prompt) == (3, 1)
 
 
+def test_a_verifier_may_not_be_slower_than_the_limit_for_ranks_that_hang() -> None:
+    (problem,) = problems(verification={"timeout_seconds": 60.0}, training={"stall_timeout_seconds": 60.0})
+    assert problem.startswith("verification.timeout_seconds=60 is not below training.stall_timeout_seconds=60")
+
+
 @pytest.mark.parametrize(
     ("learner", "refused"),
     [

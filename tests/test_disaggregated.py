@@ -20,7 +20,7 @@ from rlvr import environment
 
 environment.prepare(enforce_eager=True)
 
-from sampler_worker import FAILS_AT_START, FATAL_TOKENS, FREE_TOKENS, STUCK_TOKENS  # noqa: E402
+from sampler_worker import FAILS_AT_START, FATAL_TOKENS, FREE_TOKENS, STUCK_TOKENS, small_buckets  # noqa: E402
 
 from rlvr import distributed  # noqa: E402
 from rlvr.channel import Transfer  # noqa: E402
@@ -90,6 +90,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    small_buckets()
     made = Run(tmp_path_factory.mktemp("run"))
     made.sync.publish()
     yield made

@@ -16,6 +16,7 @@ from rlvr.config import Optimizer
 from rlvr.engine import Engine, learning_rate_at
 from rlvr.errors import NonFiniteError
 from rlvr.model import load_policy
+from rlvr.packing import pack
 
 OFFLOADS: dict[int | str, tuple[int, dict[str, bool]]] = {
     "1, optimizer offloaded": (1, {"offload_optimizer": True}),
@@ -184,6 +185,18 @@ def test_inference_is_without_gradient_and_leaves_training_mode_on() -> None:
         assert not engine.engine.module.training
         assert not engine(torch.ones(3)).requires_grad
     assert engine.engine.module.training
+
+
+def test_gradient_checkpointing_computes_again_from_the_first_update_on(tmp_path: pathlib.Path) -> None:
+    """`transformers` reads a model in eval mode, where it would not."""
+    distributed.start()
+    model = load_policy(make_model(tmp_path), dtype="float32", gradient_checkpointing=True, logits_chunk_tokens=None)
+    engine = Engine("policy", model, Optimizer(), zero_stage=0, dtype="float32", total_updates=1)
+    computed: list[int] = []
+    model.transformer.base_model.layers[0].mlp.register_forward_hook(lambda *_: computed.append(1))
+    (row,) = pack([(1, 2)], [(3, 4)], max_tokens=8)
+    engine.backward(engine(row, 1.0)[0].sum())
+    assert len(computed) == 2
 
 
 @pytest.mark.parametrize("stage", range(4))

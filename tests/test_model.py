@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from test_attention import documented_varlen
@@ -243,6 +244,24 @@ def test_a_model_whose_logits_are_scaled_is_refused_instead_of_read_unscaled(tmp
     config = transformers.GraniteConfig(**SHAPE, logits_scaling=8.0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"logits_scaling=8\.0"):
+        policy_of(str(tmp_path))
+
+
+def test_a_folder_that_lacks_a_weight_is_refused_instead_of_drawn_at_random(tmp_path: pathlib.Path) -> None:
+    path = make_model(tmp_path, "Llama")
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for load in (policy_of, lambda path: critic_of("policy", path)):
+        with pytest.raises(
+            ConfigError, match=r"1 of its weights are not in its files, e\.g\. 'model\.layers\.1\.mlp\.up"
+        ):
+            load(path)
+
+
+def test_a_model_whose_attention_has_sinks_is_refused_whatever_computes_it(tmp_path: pathlib.Path) -> None:
+    transformers.GptOssConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="attention of gpt_oss has sinks"):
         policy_of(str(tmp_path))
 
 

@@ -150,7 +150,9 @@ def test_at_least_95_percent_of_the_computing_is_on_real_tokens_at_gsm8k_lengths
     shares = [
         packing_shares(rows_of_update(config, step_lengths(config, samples, step), ranks, step)) for step in range(4)
     ]
-    assert min(share["efficiency"] for share in shares) >= 0.95
+    assert (
+        min(share["efficiency"] for share in shares) >= 0.999
+    )  # of 0.95 wanted: only fillers of one token are not real
     few = 256 // minibatches // ranks < 8  # a minibatch of 64 samples leaves 4 for each of 16 ranks
     assert min(share["balance"] for share in shares) >= (0.85 if few else 0.95)
     assert max(share["heaviest_rank"] for share in shares) <= 1.05

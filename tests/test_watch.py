@@ -30,6 +30,7 @@ WAITING = {0: note(0, 11.0, waits=True), 2: note(2, 10.5, waits=True)}
     [
         (note(1, 11.0), set(), [1]),  # stands still, and waits for nobody
         (note(1, 9.0), set(), []),  # works longer than the others, who wait for it
+        (note(1, 9.0), {3}, []),  # and whom another one that is silent may be waiting for too
         (note(1, 9.0, waits=True), set(), []),  # has come only now; the next look will tell
         (note(1, 11.0, waits=True), {1}, [1]),  # was waiting when last heard of
         (note(1, 0.0), {1}, [1]),
@@ -40,6 +41,12 @@ WAITING = {0: note(0, 11.0, waits=True), 2: note(2, 10.5, waits=True)}
 )
 def test_who_is_behind(other: Note | None, silent: set[int], expected: list[int]) -> None:
     assert behind(WAITING | {1: other}, silent, LIMIT_SECONDS) == expected
+
+
+def test_nobody_is_behind_while_one_rank_works_for_whom_another_may_wait_unseen() -> None:
+    seen_to_stand_still = {0: note(0, 11.0), 1: note(1, 9.0)}  # rank 0 reads a result on its GPU, say
+    assert behind(seen_to_stand_still, set(), LIMIT_SECONDS) == []
+    assert behind(seen_to_stand_still | {1: note(1, 10.0)}, set(), LIMIT_SECONDS) == [0, 1]
 
 
 def test_who_has_left_is_not_behind_while_others_work() -> None:

@@ -207,8 +207,8 @@ def test_layers_that_are_not_known_are_left_to_vllms_reload(
 ) -> None:
     """Said once; the updates go on."""
     model = stack.sampler.model()
+    monkeypatch.setattr(model, direct_load.ATTRIBUTE, None)  # restored afterwards
     loader = DirectLoader(model, stack.sampler._checksums.learner_names, {})
-    monkeypatch.setitem(direct_load.LOADERS, model, loader)
     monkeypatch.setattr(stack.sampler, "_loader", loader)
     norm = model.get_submodule("model.layers.1.input_layernorm")
     monkeypatch.setattr(norm, "quant_method", object(), raising=False)
@@ -223,7 +223,7 @@ def test_layers_that_are_not_known_are_left_to_vllms_reload(
 
 
 def test_a_parameter_that_is_not_whole_rows_of_the_learners_is_left_to_vllms_reload(stack: Stack) -> None:
-    made = direct_load.LOADERS[stack.sampler.model()]
+    made = getattr(stack.sampler.model(), direct_load.ATTRIBUTE)
     try:
         loader = DirectLoader(stack.sampler.model(), stack.sampler._checksums.learner_names, {})
         weights = dict(stack.learner.policy.named_weights())
@@ -236,7 +236,7 @@ def test_a_parameter_that_is_not_whole_rows_of_the_learners_is_left_to_vllms_rel
             assert loader.reason is not None
             assert loader.reason.startswith("model.layers.0.self_attn.qkv_proj.weight is not made of whole rows of")
     finally:
-        direct_load.LOADERS[stack.sampler.model()] = made
+        setattr(stack.sampler.model(), direct_load.ATTRIBUTE, made)
 
 
 def test_canaries_see_a_head_that_the_tensors_do_not_show(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
