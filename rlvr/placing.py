@@ -113,7 +113,9 @@ def _refuse_other_shapes(model: nn.Module) -> None:
 
 def digest(buffer: torch.Tensor) -> str:
     """Of its bytes."""
-    return hashlib.sha256(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()[:16]
+    return hashlib.sha256(
+        buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    ).hexdigest()[:16]
 
 
 def _register_borrowed(model: nn.Module) -> None:

@@ -200,13 +200,15 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        self._group = self._memory = None
+        self._group, self._memory = None, None
 
 
 class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
     """The learner's side: `send_weights` runs on every learner rank, since gathering shards takes them all."""
 
     init_info_cls = GlooTrainerInitInfo
+    _group: Any = None
+    _memory: torch.Tensor | None = None
 
     @classmethod
     def trainer_init(
@@ -278,7 +280,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         self.client.finish_weight_update()
 
     def shutdown(self) -> None:
-        self._group = self._memory = None
+        self._group, self._memory = None, None
 
 
 def announced(
