@@ -113,9 +113,8 @@ def _refuse_other_shapes(model: nn.Module) -> None:
 
 def digest(buffer: torch.Tensor) -> str:
     """Of its bytes."""
-    return hashlib.sha256(
-        buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    ).hexdigest()[:16]
+    flat = buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()[:16]
 
 
 def _register_borrowed(model: nn.Module) -> None:
