@@ -193,7 +193,7 @@ def test_gradient_checkpointing_computes_again_from_the_first_update_on(tmp_path
     model = load_policy(make_model(tmp_path), dtype="float32", gradient_checkpointing=True, logits_chunk_tokens=None)
     engine = Engine("policy", model, Optimizer(), zero_stage=0, dtype="float32", total_updates=1)
     computed: list[int] = []
-    model.transformer.base_model.layers[0].mlp.register_forward_hook(lambda *_: computed.append(1))
+    model.transformer.base_model.layers[0].self_attn.register_forward_hook(lambda *_: computed.append(1))
     (row,) = pack([(1, 2)], [(3, 4)], max_tokens=8)
     engine.backward(engine(row, 1.0)[0].sum())
     assert len(computed) == 2
