@@ -20,6 +20,9 @@ from rlvr.colocated import Request, Sampled
 from rlvr.errors import SamplerError
 from rlvr.sampler_statistics import SamplerStatistics
 
+ALIVE_SECONDS = 1.0
+"""How often `Alive` and `Beat` are said."""
+
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Sample these; each one comes back as `Finished`."""
@@ -103,6 +106,17 @@ class Alive(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The engine has sampled since the last time."""
 
 
+class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """From a follower to the first rank of its engine, whatever its main thread does: how far that is."""
+
+    rounds: int
+    """That it has finished."""
+    waits: bool
+    """For other ranks of the engine."""
+    line: str
+    """Of the program, where it is."""
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The sampling rank is about to end."""
 
@@ -110,7 +124,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 Order = Sample | SequenceLogprobs | Compare | Transfer | Statistics | Round | Close
-Report = Ready | Finished | Answer | Alive | Failed
+Report = Ready | Finished | Answer | Alive | Beat | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_order = msgspec.msgpack.Decoder(Order).decode

@@ -22,12 +22,12 @@ import torch
 from rlvr import channel, devices, distributed
 from rlvr.channel import Alive, Answer, Close, Compare, Failed, Finished, Line, Order, Ready, Report, Transfer
 from rlvr.chat import load_tokenizer, stop_token_ids
-from rlvr.colocated import Sampler
+from rlvr.colocated import Sampled, Sampler
 from rlvr.config import Config
 from rlvr.errors import SamplerError, WeightSyncError
 from rlvr.followers import Followers, Lead
+from rlvr.tensor_parallel import Trace
 
-ALIVE_SECONDS = 1.0
 FAREWELL_SECONDS = 5.0
 """How long a rank that fails at its start waits for learners that have not connected, to tell them."""
 
@@ -48,6 +48,7 @@ class Replica(Sampler):
             scheduling_policy="priority",  # the proof of new weights does not wait for all that was asked before it
         )
         self._proof_priority = -1
+        self._trace = Trace()
         self._round_at = 0.0
         self._recompute = config.asynchronous is not None and config.asynchronous.recompute_kv_cache
         self._coming: int | None = None
@@ -64,6 +65,15 @@ class Replica(Sampler):
     def _arrival_time(self) -> float:
         self._round_at += 1e-6  # as the queue breaks ties by names that vLLM makes up on each rank
         return self._round_at
+
+    def step(self) -> list[tuple[str, Sampled]]:
+        ended = super().step()
+        self._trace.fold((key, sampled.token_ids) for key, sampled in ended)
+        return ended
+
+    def divergence(self) -> str | None:
+        """What is wrong when the engine's ranks have not sampled the same so far; else None. Collective."""
+        return self.group.divergence(self._trace.digest())
 
     def transfer(self, order: Transfer) -> None:
         """One call of vLLM's API. Raises WeightSyncError for one that is out of turn."""
@@ -161,11 +171,12 @@ class Server:
                     self._tell(learner, Finished(ticket=ticket, index=index, sampled=sampled))
                     self._finished += 1
                 self._give_signs()
+            self._followers.finish_round()
         self._followers.dismiss()
 
     def _give_signs(self) -> None:
         """Tell every learner rank that the engine is alive, if it has sampled anything since the last time."""
-        if time.monotonic() - self._signs_at < ALIVE_SECONDS:
+        if time.monotonic() - self._signs_at < channel.ALIVE_SECONDS:
             return
         self._signs_at = time.monotonic()
         progress = (self._finished, self.sampler.tokens_under_way())
@@ -232,7 +243,8 @@ def obey(sampler: Replica, learner: int, order: Order) -> Answer | None:
             expected = {
                 name: torch.frombuffer(bytearray(raw), dtype=torch.int64) for name, raw in order.checksums.items()
             }
-            return Answer(ticket=order.ticket, problem=joined(sampler.group.gather(sampler.compare(expected))))
+            problems = joined(sampler.group.gather(sampler.compare(expected))), sampler.divergence()
+            return Answer(ticket=order.ticket, problem="; ".join(filter(None, problems)) or None)
         case Transfer():
             problem = None
             try:

@@ -58,12 +58,33 @@ class Group:
         """
         if self.size == 1:
             return
-        digests = self.gather(hashlib.sha256(repr(sorted(sampled)).encode()).hexdigest())
-        if len(set(digests)) > 1:
-            raise SamplerError(
-                f"the {self.size} ranks of one engine sampled different tokens for the same requests "
-                f"({', '.join(digest[:8] for digest in digests)}): their schedulers fell out of step. This is a bug."
-            )
+        if problem := self.divergence(hashlib.sha256(repr(sorted(sampled)).encode()).hexdigest()):
+            raise SamplerError(problem)
+
+    def divergence(self, digest: str) -> str | None:
+        """What is wrong when not every member's digest of what it sampled is the same; else None. Collective."""
+        digests = self.gather(digest)
+        if len(set(digests)) == 1:
+            return None
+        return (
+            f"the {self.size} ranks of one engine sampled different tokens for the same requests "
+            f"({', '.join(one[:8] for one in digests)}): their schedulers fell out of step. This is a bug."
+        )
+
+
+class Trace:
+    """A running digest of what one rank's engine has sampled, for `Group.divergence`."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def fold(self, ended: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+        """Add the name and tokens of each request that ended in one step, in any order."""
+        if listed := sorted(ended):
+            self._hash.update(repr(listed).encode())
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
 
 
 def add_up_over_gloo() -> None:

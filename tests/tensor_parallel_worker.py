@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +25,10 @@ from rlvr import distributed  # noqa: E402
 from rlvr.colocated import Request, Sampled, Sampler  # noqa: E402
 from rlvr.config import Config  # noqa: E402
 from rlvr.errors import ConfigError, SamplerError, WeightSyncError  # noqa: E402
+from rlvr.followers import here  # noqa: E402
 from rlvr.learner import Learner  # noqa: E402
 from rlvr.packing import pack  # noqa: E402
+from rlvr.tensor_parallel import Group, Trace  # noqa: E402
 from rlvr.weight_sync import Weights, WeightSync, make_canaries  # noqa: E402
 
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
@@ -140,6 +144,12 @@ def prove(name: str, folder: pathlib.Path) -> dict[str, Any]:
     if name == "Llama":
         found["tampered"] = {kind: stack.refused(tamper) for kind, tamper in TAMPERED.items()}
         stack.sync.publish()
+        found["running digests"] = running_digests(stack.sampler.group)
+        found["seen waiting"] = {
+            "in a step": seen_waiting(folder / "step", lambda: stack.sampler.sequence_logprobs([[5, 6, 7]])),
+            "in a gathering": seen_waiting(folder / "gathering", lambda: stack.sampler.group.gather(rank)),
+            "at work": here(0).waits,
+        }
         found["one and two ranks"] = against_one_rank(stack, folder)
         found["fallen out of step"] = fall_out_of_step(stack.sampler)
     else:
@@ -167,6 +177,38 @@ def fall_out_of_step(sampler: Sampler) -> str | None:
     except SamplerError as error:
         return str(error)
     return None
+
+
+def running_digests(group: Group) -> dict[str, str | None]:
+    """Over a second step in which the ranks differ, after one in which they do not."""
+    trace, found = Trace(), {}
+    for what, token in (("the same", 6), ("another token", 6 + group.rank)):
+        trace.fold([("0-1-0", (5, token))])
+        found[what] = group.divergence(trace.digest())
+    return found
+
+
+def seen_waiting(seen: pathlib.Path, act: Callable[[], object]) -> bool:
+    """Whether the first rank is seen to wait in what all must do together, by a thread of it; the second one joins in
+    when that is so, or after 30 seconds."""
+    ends_at = time.monotonic() + 30
+
+    def look() -> None:
+        while not here(0).waits and time.monotonic() < ends_at:
+            time.sleep(0.01)
+        seen.write_text(str(here(0).waits))
+
+    looking = threading.Thread(target=look)
+    if distributed.rank() == 0:
+        looking.start()
+        act()
+        looking.join()
+    else:
+        while not seen.exists():
+            time.sleep(0.01)
+        act()
+    distributed.barrier()
+    return seen.read_text() == "True"
 
 
 def made(folder: pathlib.Path, family: str, changes: dict[str, Any], *, ranks: int = 2) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -28,6 +29,10 @@ from test_train import (
 )
 
 from rlvr import channel
+from rlvr.channel import Beat
+from rlvr.config import Placement
+from rlvr.followers import Followers, behind
+from rlvr.tensor_parallel import Trace
 from sft_dpo import quickstart_task
 
 pytestmark = pytest.mark.slow
@@ -99,6 +104,26 @@ def test_a_change_of_one_ranks_part_is_found_and_what_it_does_not_hold_is_not_re
 def test_schedulers_that_fell_out_of_step_are_found(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         assert "sampled different tokens for the same requests" in found["Llama"]["fallen out of step"]
+        assert found["Llama"]["running digests"]["the same"] is None
+        assert "their schedulers fell out of step" in found["Llama"]["running digests"]["another token"]
+
+
+def test_a_running_digest_tells_tokens_requests_and_steps_apart_and_not_the_order_within_a_step() -> None:
+    def digest(*steps: list[tuple[str, tuple[int, ...]]]) -> str:
+        trace = Trace()
+        for ended in steps:
+            trace.fold(ended)
+        return trace.digest()
+
+    one, two = ("0-1-0", (5, 6)), ("0-1-1", (7,))
+    assert digest([one, two]) == digest([two, one]) == digest([], [one, two], [])
+    others = ([one], [two]), ([two], [one]), ([one],), ([("0-1-0", (5, 7)), two],), ([("0-2-0", (5, 6)), two],)
+    assert len({digest([one, two]), *(digest(*steps) for steps in others)}) == 6
+
+
+def test_a_rank_that_waits_for_its_engine_is_seen_to(ranks: list[dict[str, Any]]) -> None:
+    """The first rank, by a thread of it, while the second one keeps it waiting."""
+    assert ranks[0]["Llama"]["seen waiting"] == {"in a step": True, "in a gathering": True, "at work": False}
 
 
 def test_ranks_and_models_that_do_not_come_out_even_are_refused(ranks: list[dict[str, Any]]) -> None:
@@ -164,6 +189,36 @@ def test_an_engine_of_two_sampling_ranks_is_fed_by_a_learner_and_a_killed_one_of
     wait_for(lambda: not marked(str(run_dir)))
 
 
+@pytest.mark.parametrize(
+    ("first", "shared", "rounds_and_waits", "expected"),
+    [
+        ((2, True), 3, {2: (2, False)}, {2}),  # the first rank waits in the third round for what 2 does not do
+        ((2, False), 3, {2: (2, False)}, set()),  # both are at work in it
+        ((2, False), 3, {2: (2, True)}, set()),  # it is the first rank that is waited for
+        ((3, False), 3, {2: (3, False)}, set()),  # no orders have come
+        ((3, False), 3, {2: (2, False), 3: (3, False)}, {2}),  # the first rank is idle, and 2 not yet there
+        ((2, True), 3, {2: (2, True), 3: (2, False)}, {3}),  # 2 waits for 3 as well
+        ((3, False), 4, {2: (2, True), 3: (2, False)}, {3}),
+        ((2, True), 3, {2: (2, True), 3: (3, False)}, {2}),  # in different collectives
+    ],
+)
+def test_which_follower_holds_up_its_engine(
+    first: tuple[int, bool], shared: int, rounds_and_waits: dict[int, tuple[int, bool]], expected: set[int]
+) -> None:
+    told = {rank: Beat(rounds=rounds, waits=waits, line="") for rank, (rounds, waits) in rounds_and_waits.items()}
+    assert behind(Beat(rounds=first[0], waits=first[1], line=""), shared, told) == expected
+
+
+def test_a_follower_that_has_left_when_the_run_is_over_is_no_fault() -> None:
+    near, far = multiprocessing.Pipe()
+    followers = Followers(Placement(), lambda error: None)
+    followers.add(2, channel.Line(near, 1.0))
+    followers.dismiss()
+    assert isinstance(channel.decode_order(far.recv_bytes()), channel.Close)
+    far.close()
+    followers.dismiss()
+
+
 FIRST_RANK = """
 import sys, time, torch.distributed as dist
 from rlvr import channel, followers
@@ -172,9 +227,24 @@ store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
 door = channel.listen(store, 0, backlog=1)
 line = channel.Line(door.accept(), 60.0)
 line.receive()
-own = followers.Followers(Placement(timeout_seconds=2.0), lambda error: print(f"told: {error}", flush=True))
+def tell(error):
+    print(f"told: {error}", flush=True)
+    raise ZeroDivisionError  # which must not keep this rank from ending
+own = followers.Followers(Placement(timeout_seconds=float(sys.argv[2])), tell)
 own.add(2, line)
+own.share([])
+own.finish_round()
 time.sleep(60)
+"""
+FOLLOWER = """
+import sys, time, torch.distributed as dist
+from rlvr import channel, followers
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
+line = channel.connect(store, 0, 60.0)
+line.introduce(2)
+lead = followers.Lead(line, "sampling rank 1")
+lead.next_round()
+time.sleep(120)  # in the middle of the round, while a thread goes on to give signs
 """
 SAYS: dict[str, tuple[channel.Report | None, str]] = {
     "is silent": (None, "hangs: no sign of life for 1 s (limit 1 s, half of placement.timeout_seconds)"),
@@ -186,14 +256,7 @@ SAYS: dict[str, tuple[channel.Report | None, str]] = {
 def test_a_follower_that_is_silent_or_fails_ends_its_engines_first_rank_which_tells_why(what: str) -> None:
     report, fault = SAYS[what]
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-    paths = os.pathsep.join(sys.path)
-    first = subprocess.Popen(
-        [sys.executable, "-c", FIRST_RANK, str(store.port)],
-        env=os.environ | {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    first = python(FIRST_RANK, str(store.port), "2.0")
     line = channel.connect(store, 0, 10.0)
     line.introduce(2)
     line.send(channel.Ready(host="here", pid=7))
@@ -204,6 +267,34 @@ def test_a_follower_that_is_silent_or_fails_ends_its_engines_first_rank_which_te
     expected = f"sampling rank 2 (pid 7 on here) {fault}; it holds a part of this rank's engine"
     assert told == f"told: {expected}\n"
     assert f"rlvr: SamplerError: {expected}" in printed
+    assert "ZeroDivisionError" in printed
+
+
+def test_a_follower_whose_main_thread_hangs_is_named_with_the_line_where_it_is() -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    with python(FIRST_RANK, str(store.port), "8.0") as first, python(FOLLOWER, str(store.port)) as follower:
+        try:
+            told, _ = first.communicate(timeout=60)
+        finally:
+            first.kill()
+            follower.kill()
+    assert first.returncode == 2
+    assert re.fullmatch(
+        rf"told: sampling rank 2 \(pid {follower.pid} on \S+\) hangs: its engine has waited for it for \d s "
+        r"\(limit 4 s, half of placement.timeout_seconds\); it is at <string>:9 <module>, the engine's first rank "
+        r"is at <string>:16 <module>; it holds a part of this rank's engine\n",
+        told,
+    ), told
+
+
+def python(program: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def rank_of(rank: int, mark: str) -> int:
