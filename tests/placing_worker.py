@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -53,6 +54,9 @@ def main(cases_path: str, output: str) -> None:
         torch.save(found, output)
     distributed.barrier()
     distributed.stop()
+    # a group that DeepSpeed still holds may be taken down at exit with its thread running, which aborts the process
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
