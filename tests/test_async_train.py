@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_train import LOSS_CURVE, VERIFIER, command, environment, made_on, recipe, run, untimed, wait_for
+from test_train import LOSS_CURVE, command, environment, made_on, recipe, run, untimed, wait_for
 
 from rlvr.async_train import Coming, staleness_metrics
 from rlvr.colocated import Sampled
@@ -23,7 +23,6 @@ from rlvr.groups import Draw, keep_groups_with_signal
 from rlvr.ledger import Ledger
 from rlvr.log import Clock, read_metrics
 from rlvr.records import Completion, Prompt, Stop, Task, token_versions
-from sft_dpo import quickstart_task
 from verifiers.pool import VerifierPool
 from verifiers.registry import VerifierSpec
 
@@ -162,14 +161,6 @@ def test_what_was_asked_for_and_not_used_is_in_the_ledger() -> None:
     ledger.abandon(2, 8, 30)
     assert (ledger.prompts_drawn, ledger.samples_drawn, ledger.samples_abandoned) == (2, 8, 8)
     assert (ledger.tokens_drawn, ledger.tokens_abandoned) == (30, 30)
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("task")
-    quickstart_task.write(folder, seed=1, demonstrations=400, train=64, held_out=8, flawed_share=0.5)
-    (folder / "first_letter.py").write_text(VERIFIER)
-    return folder
 
 
 def test_at_staleness_0_the_losses_are_those_of_the_colocated_synchronous_loop(

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from test_train import (
     LOSS_CURVE,
     MARK,
-    VERIFIER,
     command,
     environment,
     marked,
@@ -33,7 +32,6 @@ from rlvr.channel import Beat
 from rlvr.config import Placement
 from rlvr.followers import Followers, behind
 from rlvr.tensor_parallel import Trace
-from sft_dpo import quickstart_task
 
 pytestmark = pytest.mark.slow
 
@@ -130,14 +128,6 @@ def test_ranks_and_models_that_do_not_come_out_even_are_refused(ranks: list[dict
     for found in ranks:
         assert "tensor_parallel_size=3 does not divide the 2 ranks that sample" in found["three of two ranks"]
         assert "tensor_parallel_size=2 does not divide num_attention_heads=3: set it to 1" in found["indivisible"]
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("task")
-    quickstart_task.write(folder, seed=1, demonstrations=400, train=64, held_out=8, flawed_share=0.5)
-    (folder / "first_letter.py").write_text(VERIFIER)
-    return folder
 
 
 def curve_is_that_of_one_rank(run_dir: pathlib.Path, steps: int) -> None:

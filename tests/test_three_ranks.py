@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-from test_train import LOSS_CURVE, MARK, VERIFIER, command, environment, marked, recipe, untimed, wait_for
-
-from sft_dpo import quickstart_task
+from first_letter import VERIFIER
+from test_train import LOSS_CURVE, MARK, command, environment, marked, recipe, untimed, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -42,14 +41,6 @@ if os.environ.get("RANK") == "1" and "rlvr.parts" in sys.modules:  # a learner r
 
     Learner.update = failing
 """
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("task")
-    quickstart_task.write(folder, seed=1, demonstrations=400, train=64, held_out=8, flawed_share=0.5)
-    (folder / "first_letter.py").write_text(VERIFIER)
-    return folder
 
 
 @contextmanager

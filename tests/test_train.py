@@ -14,7 +14,6 @@ import time
 import pytest
 
 from rlvr.log import read_metrics
-from sft_dpo import quickstart_task
 
 LOSS_CURVE = pathlib.Path(__file__).parent / "data" / "loss_curve.json"
 TIMED = ("time/", "rollout/tokens_per_second", "rollout/idle", "sync/transfer_seconds", "sync/proof_seconds")
@@ -76,22 +75,6 @@ keep_checkpoints = 9
 [evaluation]
 samples_per_prompt = 2
 """
-
-VERIFIER = """
-from verifiers.registry import register
-
-@register("first_letter")
-def begins_with_an_early_letter(completion, ground_truth):
-    return "a" <= completion.strip()[:1] < "n"
-"""
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("task")
-    quickstart_task.write(folder, seed=1, demonstrations=400, train=64, held_out=8, flawed_share=0.5)
-    (folder / "first_letter.py").write_text(VERIFIER)
-    return folder
 
 
 def recipe(task: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
